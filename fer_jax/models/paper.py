@@ -1,0 +1,141 @@
+"""The study's three networks, and the family that its factor study varies.
+
+Every convolution has VALID padding and is followed by a ReLU; every network takes images
+`[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fer_jax.models.layers import Conv, Dense, Dropout, avg_pool, max_pool
+
+NUM_CLASSES = 7
+
+
+def _conv(features: int, size: int, dtype: jnp.dtype, name: str):
+    return Conv(features, (size, size), padding="VALID", dtype=dtype, name=name)
+
+
+class Architecture01(nn.Module):
+    """Section 3.2, figure 6: five convolutions, three poolings, three fully connected layers.
+
+    48-44-20-18-16-7-5-3-1, flattened to 128; 1,485,831 parameters.
+    """
+
+    dropout: float = 0.2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+        """Maps images to logits; see the module's docstring for shapes."""
+        x = images.astype(self.dtype)
+        x = nn.relu(_conv(64, 5, self.dtype, "conv1")(x))
+        x = max_pool(x, (5, 5), strides=(2, 2))
+        x = nn.relu(_conv(64, 3, self.dtype, "conv2")(x))
+        x = nn.relu(_conv(64, 3, self.dtype, "conv3")(x))
+        x = avg_pool(x, (3, 3), strides=(2, 2))
+        x = nn.relu(_conv(128, 3, self.dtype, "conv4")(x))
+        x = nn.relu(_conv(128, 3, self.dtype, "conv5")(x))
+        x = avg_pool(x, (3, 3), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for i in (1, 2):
+            x = nn.relu(Dense(1024, dtype=self.dtype, name=f"dense{i}")(x))
+            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
+        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+class Architecture02(nn.Module):
+    """Section 3.2, figure 7: two convolutions, two poolings, two fully connected layers.
+
+    48-46-23-21-10, flattened to 3200; 420,199 parameters.
+    """
+
+    dropout: float = 0.2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+        """Maps images to logits; see the module's docstring for shapes."""
+        x = images.astype(self.dtype)
+        for i in (1, 2):
+            x = nn.relu(_conv(32, 3, self.dtype, f"conv{i}")(x))
+            x = max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(Dense(128, dtype=self.dtype, name="dense1")(x))
+        x = Dropout(self.dropout, name="dropout1")(x, train=train, positions=positions)
+        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+class Architecture03(nn.Module):
+    """Section 3.2, figure 8: six convolutions in pairs, three poolings, one fully connected layer.
+
+    48-46-44-22-20-18-9-7-5-2, flattened to 512; 290,023 parameters. It has no dropout.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+        """Maps images to logits; see the module's docstring for shapes."""
+        del train, positions  # nothing in it differs between training and evaluation
+        x = images.astype(self.dtype)
+        for stage, features in enumerate((32, 64, 128)):
+            for i in (1, 2):
+                x = nn.relu(_conv(features, 3, self.dtype, f"conv{2 * stage + i}")(x))
+            x = max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+class Family(nn.Module):
+    """Networks between Architectures 02 and 03, for the factor study.
+
+    `conv_layers` 3x3 convolutions stand in up to three stages of at most two, 32, 64 and 128
+    filters wide, each stage closed by a 2x2 max-pool; then come `hidden_layers` fully connected
+    layers of 128 with dropout. Two layers make two stages of one, 32 filters each (with one hidden
+    layer this is Architecture 02); three to six fill three stages from the last one back.
+    Six layers, no hidden one and no dropout are Architecture 03. Dropout acts after each hidden
+    layer; without any it acts on the flattened features, so that its rate still means something.
+    """
+
+    conv_layers: int
+    hidden_layers: int
+    dropout: float = 0.2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+        """Maps images to logits; see the module's docstring for shapes."""
+        x = images.astype(self.dtype)
+        layer = 0
+        for features, depth in family_stages(self.conv_layers):
+            for _ in range(depth):
+                layer += 1
+                x = nn.relu(_conv(features, 3, self.dtype, f"conv{layer}")(x))
+            x = max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        if self.hidden_layers == 0:
+            x = Dropout(self.dropout, name="dropout0")(x, train=train, positions=positions)
+        for i in range(1, self.hidden_layers + 1):
+            x = nn.relu(Dense(128, dtype=self.dtype, name=f"dense{i}")(x))
+            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
+        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+def family_stages(conv_layers: int) -> tuple[tuple[int, int], ...]:
+    """Returns the (filters, convolutions) of each stage of :class:`Family`.
+
+    Raises:
+      ValueError: if `conv_layers` is not 2 to 6.
+    """
+    stages = {
+        2: ((32, 1), (32, 1)),
+        3: ((32, 1), (64, 1), (128, 1)),
+        4: ((32, 1), (64, 1), (128, 2)),
+        5: ((32, 1), (64, 2), (128, 2)),
+        6: ((32, 2), (64, 2), (128, 2)),
+    }
+    if conv_layers not in stages:
+        raise ValueError(f"config.model.conv_layers is {conv_layers}; it must be 2, 3, 4, 5 or 6")
+    return stages[conv_layers]
