@@ -17,8 +17,60 @@ Conv = functools.partial(
     nn.Conv, kernel_init=he_normal, conv_general_dilated=ops.conv_general_dilated
 )
 Dense = functools.partial(nn.Dense, kernel_init=he_normal)
-max_pool = ops.max_pool
-avg_pool = ops.avg_pool
+
+
+class MaxPool(nn.Module):
+    """Maximum over windows of `[batch, height, width, channels]`.
+
+    Attributes:
+      window: height and width of a window.
+      strides: steps from window to window.
+      padding: "VALID" or "SAME" (the larger half of the padding at the end, as Keras has it).
+    """
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str = "VALID"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools `x`."""
+        return ops.max_pool(x, self.window, strides=self.strides, padding=self.padding)
+
+
+class AvgPool(nn.Module):
+    """Mean over windows of `[batch, height, width, channels]`, VALID padding.
+
+    Attributes:
+      window: height and width of a window.
+      strides: steps from window to window.
+    """
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools `x`."""
+        return ops.avg_pool(x, self.window, strides=self.strides)
+
+
+class GlobalAvgPool(nn.Module):
+    """Mean over height and width: `[batch, height, width, channels]` to `[batch, channels]`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools `x`."""
+        return x.mean(axis=(1, 2))
+
+
+class Flatten(nn.Module):
+    """`[batch, ...]` to `[batch, features]`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Flattens `x`."""
+        return x.reshape(x.shape[0], -1)
 
 
 class Dropout(nn.Module):
@@ -81,3 +133,7 @@ class BatchNorm(nn.Module):
             dtype=x.dtype,
             name="norm",
         )(x)
+
+
+# The layers that a table of a network shows, each as one row.
+LAYERS = (nn.Conv, nn.Dense, MaxPool, AvgPool, GlobalAvgPool, Flatten, Dropout, BatchNorm)

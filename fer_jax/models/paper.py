@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fer_jax.models.layers import Conv, Dense, Dropout, avg_pool, max_pool
+from fer_jax.models.layers import AvgPool, Conv, Dense, Dropout, Flatten, MaxPool
 
 NUM_CLASSES = 7
 
@@ -31,14 +31,14 @@ class Architecture01(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         x = nn.relu(_conv(64, 5, self.dtype, "conv1")(x))
-        x = max_pool(x, (5, 5), strides=(2, 2))
+        x = MaxPool((5, 5), (2, 2), name="pool1")(x)
         x = nn.relu(_conv(64, 3, self.dtype, "conv2")(x))
         x = nn.relu(_conv(64, 3, self.dtype, "conv3")(x))
-        x = avg_pool(x, (3, 3), strides=(2, 2))
+        x = AvgPool((3, 3), (2, 2), name="pool2")(x)
         x = nn.relu(_conv(128, 3, self.dtype, "conv4")(x))
         x = nn.relu(_conv(128, 3, self.dtype, "conv5")(x))
-        x = avg_pool(x, (3, 3), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+        x = AvgPool((3, 3), (2, 2), name="pool3")(x)
+        x = Flatten(name="flatten")(x)
         for i in (1, 2):
             x = nn.relu(Dense(1024, dtype=self.dtype, name=f"dense{i}")(x))
             x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
@@ -60,8 +60,8 @@ class Architecture02(nn.Module):
         x = images.astype(self.dtype)
         for i in (1, 2):
             x = nn.relu(_conv(32, 3, self.dtype, f"conv{i}")(x))
-            x = max_pool(x, (2, 2), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+            x = MaxPool((2, 2), (2, 2), name=f"pool{i}")(x)
+        x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(128, dtype=self.dtype, name="dense1")(x))
         x = Dropout(self.dropout, name="dropout1")(x, train=train, positions=positions)
         return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
@@ -83,8 +83,8 @@ class Architecture03(nn.Module):
         for stage, features in enumerate((32, 64, 128)):
             for i in (1, 2):
                 x = nn.relu(_conv(features, 3, self.dtype, f"conv{2 * stage + i}")(x))
-            x = max_pool(x, (2, 2), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+            x = MaxPool((2, 2), (2, 2), name=f"pool{stage + 1}")(x)
+        x = Flatten(name="flatten")(x)
         return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
@@ -109,12 +109,12 @@ class Family(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         layer = 0
-        for features, depth in family_stages(self.conv_layers):
+        for stage, (features, depth) in enumerate(family_stages(self.conv_layers)):
             for _ in range(depth):
                 layer += 1
                 x = nn.relu(_conv(features, 3, self.dtype, f"conv{layer}")(x))
-            x = max_pool(x, (2, 2), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+            x = MaxPool((2, 2), (2, 2), name=f"pool{stage + 1}")(x)
+        x = Flatten(name="flatten")(x)
         if self.hidden_layers == 0:
             x = Dropout(self.dropout, name="dropout0")(x, train=train, positions=positions)
         for i in range(1, self.hidden_layers + 1):
