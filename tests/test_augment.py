@@ -1,0 +1,208 @@
+"""Augmentations as properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from fer_jax.config import get_config
+from fer_jax.data import augment as aug
+
+SIDE = 48
+ALL = {"flip": True, "shift": 0.1, "rotate": 15.0, "zoom": 0.1, "erase": 0.5}
+seeds = st.integers(0, 2**31 - 1)
+properties = settings(max_examples=20, deadline=None)
+
+
+def augment_config(**fields) -> ConfigDict:
+    config = get_config().augment
+    with config.unlocked():
+        config.update(fields)
+    return config
+
+
+def random_images(seed: int, batch: int = 8) -> jax.Array:
+    return jax.random.uniform(jax.random.key(seed), (batch, SIDE, SIDE, 1))
+
+
+def random_keys(seed: int, batch: int = 8) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+augment_all = jax.jit(lambda keys, images: aug.augment(keys, images, augment_config(**ALL)))
+affine = jax.jit(aug.affine)
+erase_masks = jax.jit(jax.vmap(lambda key: aug.erase_mask(key, SIDE, SIDE)))
+
+
+@given(seed=seeds)
+@properties
+def test_everything_at_once_keeps_shape_dtype_and_range_and_follows_the_keys(seed):
+    keys, images = random_keys(seed), random_images(seed)
+    out = augment_all(keys, images)
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert not jnp.array_equal(out, images)
+    np.testing.assert_array_equal(out, augment_all(keys, images))
+    assert not jnp.array_equal(out, augment_all(random_keys(seed + 1), images))
+
+
+@given(order=st.permutations(range(8)))
+@properties
+def test_an_example_depends_on_its_own_key_alone(order):
+    keys, images = random_keys(0), random_images(1)
+    order = np.array(order)
+    np.testing.assert_array_equal(
+        augment_all(keys[order], images[order]), augment_all(keys, images)[order]
+    )
+    same = jnp.broadcast_to(images[:1], images.shape)
+    assert len({bytes(np.asarray(image)) for image in augment_all(keys, same)}) == 8
+
+
+def test_all_zero_settings_trace_nothing():
+    keys, images = random_keys(0), random_images(0)
+    config = augment_config()
+    assert aug.augment(keys, images, config) is images
+    assert not jax.make_jaxpr(lambda k, x: aug.augment(k, x, config))(keys, images).eqns
+
+
+@pytest.mark.parametrize("field", ["flip", "shift", "rotate", "zoom", "erase"])
+def test_each_setting_alone_does_something(field):
+    keys, images = random_keys(3), random_images(3)
+    config = augment_config(**{field: ALL[field]})
+    out = jax.jit(lambda keys, images: aug.augment(keys, images, config))(keys, images)
+    changed = np.asarray((out != images).any((1, 2, 3)))
+    if field in ("flip", "erase"):  # these leave about half of the images as they are
+        assert changed.any()
+        assert not changed.all()
+    else:
+        assert changed.all()
+
+
+def test_flip_is_numpys_and_its_own_inverse():
+    image = random_images(0)[0]
+    np.testing.assert_array_equal(aug.flip(image), np.flip(np.asarray(image), axis=1))
+    np.testing.assert_array_equal(aug.flip(aug.flip(image)), image)
+
+
+def test_half_of_the_images_are_flipped():
+    image = np.asarray(random_images(0)[0])
+    out = np.asarray(jax.vmap(aug.random_flip, (0, None))(random_keys(0, 1000), image))
+    flipped = (out == image[:, ::-1]).all((1, 2, 3))
+    same = (out == image).all((1, 2, 3))
+    assert (flipped ^ same).all()
+    assert abs(flipped.mean() - 0.5) < 0.08  # five standard errors
+
+
+@given(seed=seeds, down=st.integers(-SIDE, SIDE), right=st.integers(-SIDE, SIDE))
+@properties
+def test_a_shift_by_whole_pixels_is_numpys_with_the_edge_repeated(seed, down, right):
+    image = random_images(seed)[0]
+    padded = np.pad(np.asarray(image), ((SIDE, SIDE), (SIDE, SIDE), (0, 0)), mode="edge")
+    expected = padded[SIDE - down : 2 * SIDE - down, SIDE - right : 2 * SIDE - right]
+    out = affine(image, jnp.float32(down), jnp.float32(right), jnp.float32(0), jnp.float32(1))
+    np.testing.assert_array_equal(out, expected)
+
+
+@given(seed=seeds, quarters=st.integers(-4, 4))
+@properties
+def test_quarter_turns_are_rot90(seed, quarters):
+    image = random_images(seed)[0]
+    zero = jnp.float32(0)
+    out = affine(image, zero, zero, jnp.float32(90 * quarters), jnp.float32(1))
+    np.testing.assert_allclose(out, np.rot90(np.asarray(image), quarters), atol=1e-4)
+
+
+@given(
+    down=st.floats(-6, 6, width=32),
+    right=st.floats(-6, 6, width=32),
+    degrees=st.floats(-30, 30, width=32),
+    scale=st.floats(0.75, 1.25, width=32),
+)
+@properties
+def test_resampling_agrees_with_scipy(down, right, degrees, scale):
+    from scipy import ndimage
+
+    image = random_images(0)[0]
+    angle, centre = np.deg2rad(degrees), np.array([(SIDE - 1) / 2] * 2)
+    inverse = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
+    offset = centre - inverse @ (centre + np.array([down, right]))
+    expected = ndimage.affine_transform(
+        np.asarray(image[..., 0], np.float64), inverse, offset, order=1, mode="nearest"
+    )
+    arguments = (jnp.float32(value) for value in (down, right, degrees, scale))
+    np.testing.assert_allclose(affine(image, *arguments)[..., 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "measure"),
+    [("shift", 0.25, "move"), ("rotate", 30.0, "angle"), ("zoom", 0.25, "scale")],
+)
+def test_draws_stay_within_their_limits_and_reach_them(field, limit, measure):
+    # A picture of its own coordinates shows which map it went through.
+    ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
+    rows, columns = (np.asarray(a)[..., None] for a in np.meshgrid(ramp, ramp, indexing="ij"))
+    amounts = {"shift": 0.0, "rotate": 0.0, "zoom": 0.0, field: limit}
+
+    @jax.jit
+    @jax.vmap
+    def slopes(key):
+        images = (aug.random_affine(key, jnp.asarray(a), **amounts) for a in (rows, columns))
+        row, column = (image[SIDE // 2 - 1 : SIDE // 2 + 1, :, 0] for image in images)
+        middle = (row.mean(0)[23:25].mean(), column.mean(0)[23:25].mean())
+        down = (row[1, 23] - row[0, 23], column[1, 23] - column[0, 23])
+        return jnp.stack([*middle, *down])
+
+    found = np.asarray(slopes(random_keys(0, 500)))
+    moves, down = found[:, :2] / 2, found[:, 2:] * (SIDE - 1) / 2
+    values = {
+        "move": moves.ravel() * (SIDE - 1) / SIDE,
+        "angle": np.rad2deg(np.arctan2(down[:, 1], down[:, 0])),
+        "scale": 1 / np.hypot(down[:, 0], down[:, 1]) - 1,
+    }
+    for name, value in values.items():
+        reach = limit if name == measure else 0.0
+        assert np.abs(value).max() <= reach + 1e-3
+        assert value.max() >= 0.95 * reach - 1e-3
+        assert value.min() <= -0.95 * reach + 1e-3
+
+
+@given(seed=seeds)
+@properties
+def test_the_erased_part_is_one_rectangle_within_its_bounds(seed):
+    masks = np.asarray(erase_masks(random_keys(seed, 16)))
+    for mask in masks:
+        height, width = mask.any(1).sum(), mask.any(0).sum()
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert mask.sum() == height * width
+        # Sides are rounded to whole pixels: half a pixel of play each.
+        assert (height - 0.5) * (width - 0.5) <= aug.ERASE_AREA[1] * SIDE**2
+        assert (height + 0.5) * (width + 0.5) >= aug.ERASE_AREA[0] * SIDE**2
+        assert (height - 0.5) / (width + 0.5) <= aug.ERASE_ASPECT[1]
+        assert (height + 0.5) / (width - 0.5) >= aug.ERASE_ASPECT[0]
+
+
+def test_erased_rectangles_fill_their_bounds_and_the_whole_image():
+    masks = np.asarray(erase_masks(random_keys(0, 2000)))
+    areas = masks.mean((1, 2))
+    assert areas.min() < 0.03
+    assert areas.max() > 0.19
+    assert abs(areas.mean() - 0.11) < 0.01
+    assert masks.any(0).all()
+
+
+@pytest.mark.parametrize("probability", [0.25, 1.0])
+def test_erasing_has_the_probability_asked_for(probability):
+    image = jnp.full((SIDE, SIDE, 1), 0.5)
+    erase = jax.jit(jax.vmap(lambda key: aug.random_erase(key, image, probability)))
+    out = np.asarray(erase(random_keys(0, 1000)))
+    changed = (out != 0.5).any((1, 2, 3))
+    assert abs(changed.mean() - probability) <= 5 * np.sqrt(probability * (1 - probability) / 1000)
+    noise = out[out != 0.5]
+    assert abs(noise.mean() - 0.5) < 0.01
+    assert abs(noise.std() - 1 / np.sqrt(12)) < 0.01
