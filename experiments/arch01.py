@@ -1,0 +1,15 @@
+"""The study's Architecture 01; its batch size is not given, 96 is the better of the two it names.
+
+uv run launch.py --config=experiments/arch01.py
+"""
+
+from fer_jax.config import get_config as default_config
+
+
+def get_config():
+    """Returns the experiment's configuration."""
+    config = default_config()
+    config.experiment = "arch01"
+    config.model.name = "arch01"
+    config.train.epochs = 30
+    return config

@@ -1,0 +1,101 @@
+"""Prepared arrays -> batches: one order of an epoch, streamed from the host or resident."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fer_jax import keys
+from fer_jax.data.arrays import Split
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def epoch_order(seed: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
+    """Returns the order in which an epoch visits the training images.
+
+    Args:
+      seed: `[]` uint32, the run's.
+      epoch: `[]` int32, counted from 0.
+      count: training images.
+
+    Returns:
+      `[count]` int32, a permutation that depends on (seed, epoch) alone.
+    """
+    return jax.random.permutation(keys.order_key(seed, epoch), count).astype(jnp.int32)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Returns the full batches in an epoch; an incomplete last one is dropped.
+
+    Raises:
+      ValueError: if there is not a single full batch.
+    """
+    if count < batch_size:
+        raise ValueError(
+            f"config.train.batch_size is {batch_size}, but the train split has {count} images"
+        )
+    return count // batch_size
+
+
+def stream_batches(
+    split: Split, order: np.ndarray, batch_size: int, first_step: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Streams one epoch's full batches through `tf.data`, prefetched on a thread of its own.
+
+    Args:
+      split: the training images.
+      order: `[count]` int32, from :func:`epoch_order`.
+      batch_size: images a batch.
+      first_step: batches to skip, for a run that goes on in mid-epoch.
+
+    Yields:
+      images `[batch, 48, 48, 1]` uint8 and labels `[batch]` int32.
+    """
+    import tensorflow as tf  # 10 s to import, and needed only here
+
+    def gather(indices):
+        # NumPy reads straight from the memory map: the split is never copied whole.
+        return split.images[indices], split.labels[indices].astype(np.int32)
+
+    def load(indices):
+        images, labels = tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
+        images.set_shape((batch_size, *split.images.shape[1:]))
+        labels.set_shape((batch_size,))
+        return images, labels
+
+    steps = steps_per_epoch(len(order), batch_size)
+    batches = order[: steps * batch_size].reshape(steps, batch_size)[first_step:]
+    dataset = tf.data.Dataset.from_tensor_slices(batches).map(load, deterministic=True)
+    yield from dataset.prefetch(4).as_numpy_iterator()
+
+
+def eval_batches(
+    split: Split, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts a split into batches of one size that hold each image exactly once.
+
+    Args:
+      split: the images.
+      batch_size: images a batch.
+
+    Returns:
+      images `[batches, batch, 48, 48, 1]` uint8, labels `[batches, batch]` int32, mask and unique
+      `[batches, batch]` bool. The last batch is padded with zeros whose mask is False; unique is
+      False too for images whose pixels also stand in train.
+    """
+    count = len(split.labels)
+    batches = -(-count // batch_size)
+
+    def cut(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+        padded = np.zeros((batches * batch_size, *array.shape[1:]), dtype)
+        padded[:count] = array
+        return padded.reshape(batches, batch_size, *array.shape[1:])
+
+    return (
+        cut(split.images, np.uint8),
+        cut(split.labels, np.int32),
+        cut(np.ones(count, bool), bool),
+        cut(~np.asarray(split.in_train), bool),
+    )

@@ -1,0 +1,95 @@
+"""Which devices a run uses, and how arrays are laid out on them."""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fer_jax.models import BATCH_AXIS
+
+MIN_IMAGES_PER_CPU_DEVICE = 8  # below this, the work of a step is too small to be worth splitting
+
+
+def cpu_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def setup() -> None:
+    """Prepares JAX: one virtual CPU device per core, and compiled programs kept between starts.
+
+    Must run before JAX touches a device. The cache lies in `$FER_JAX_CACHE`, by default
+    `~/.cache/fer_jax`.
+    """
+    jax.config.update("jax_num_cpu_devices", cpu_cores())
+    cache = os.environ.get("FER_JAX_CACHE", os.path.expanduser("~/.cache/fer_jax"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def choose_count(requested: int, batch_size: int, available: int, platform: str) -> int:
+    """Returns how many devices share a batch.
+
+    Args:
+      requested: what the configuration asks for; 0 leaves the choice to this function.
+      batch_size: images in the global batch.
+      available: devices there are.
+      platform: `cpu`, `gpu` or `tpu`.
+
+    Returns:
+      The request, or else the largest number of devices that divides the batch and, on CPU, leaves
+      each at least `MIN_IMAGES_PER_CPU_DEVICE` images.
+
+    Raises:
+      ValueError: if the request exceeds what is there or does not divide the batch.
+    """
+    if requested > available:
+        raise ValueError(
+            f"config.train.devices is {requested}, but there are only {available} ({platform})"
+        )
+    divisors = [n for n in range(1, available + 1) if batch_size % n == 0]
+    if requested:
+        if requested not in divisors:
+            raise ValueError(
+                f"config.train.batch_size {batch_size} does not divide over {requested} devices; "
+                f"numbers of devices here that divide it: {', '.join(map(str, divisors))}"
+            )
+        return requested
+    if platform == "cpu":
+        divisors = [n for n in divisors if batch_size // n >= MIN_IMAGES_PER_CPU_DEVICE or n == 1]
+    return max(divisors)
+
+
+def create_mesh(requested: int, batch_size: int) -> Mesh:
+    """Returns a one-dimensional mesh over the devices that share a batch.
+
+    See :func:`choose_count` for the choice and what it raises. With several processes, all of
+    their devices take part.
+    """
+    devices = jax.devices()
+    if jax.process_count() > 1:
+        requested = len(devices)
+    count = choose_count(requested, batch_size, len(devices), devices[0].platform)
+    return Mesh(np.asarray(devices[:count]), (BATCH_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The layout of an array whose first axis is split over the devices."""
+    return NamedSharding(mesh, P(BATCH_AXIS))
+
+
+def put(tree, sharding: NamedSharding):
+    """Places host arrays on the devices; every process passes the same global arrays."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]),
+        tree,
+    )

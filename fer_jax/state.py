@@ -1,0 +1,63 @@
+"""The training state: arrays only, so that a checkpoint is a plain tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from fer_jax import keys, metrics
+from fer_jax.models import IMAGE_SHAPE
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a run needs to go on from where it was.
+
+    Attributes:
+      step: `[]` int32, optimiser steps taken.
+      seed: `[]` uint32, what every random number follows from.
+      params: the network's parameters, float32.
+      batch_stats: running statistics of batch normalisation, float32; empty without it.
+      opt_state: the optimiser's state.
+      running: sums over the images of the epoch so far, as seen in training (dropout on).
+      bad_step: `[]` int32, the first step whose loss was not finite, -1 if there was none.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    running: metrics.Sums
+    bad_step: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The network's variables as `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """Initialises the network and the optimiser from the seed.
+
+    Args:
+      model: as `fer_jax.models.create_model` builds it.
+      tx: the optimiser.
+      seed: 0 to 2**31 - 1.
+
+    Returns:
+      The state before the first step.
+    """
+    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
+    variables = model.init(keys.init_key(jnp.uint32(seed)), images, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(variables["params"]),
+        running=metrics.create_sums(),
+        bad_step=jnp.asarray(-1, jnp.int32),
+    )

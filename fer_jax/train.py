@@ -1,0 +1,526 @@
+"""A run from configuration to record: train, validate, keep the best, open test once."""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fer_jax import devices, metrics, plots, record, steps
+from fer_jax import workdir as wd
+from fer_jax.checkpoint import Checkpointer, read_progress
+from fer_jax.config import validate
+from fer_jax.data.arrays import Dataset, load_dataset
+from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
+from fer_jax.evaluate import Evaluator
+from fer_jax.models import BATCH_AXIS, create_model
+from fer_jax.progress import Progress
+from fer_jax.state import TrainState, create_state
+
+log = logging.getLogger("fer_jax")
+
+SCORE = "valid/accuracy"  # what selects the best checkpoint
+# Fields that change nothing about the numbers of the epochs a run has behind it.
+_FREE_FIELDS = ("data.source", "data.data_dir", "data.pipeline", "eval.batch_size")
+_FREE_IF_CONSTANT = ("train.epochs", "train.patience")
+
+
+class TrainingError(RuntimeError):
+    """A run cannot start, go on or finish."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state."""
+
+    def __init__(self, signum: int, message: str):
+        """Keeps the number of the signal, for the exit status."""
+        super().__init__(message)
+        self.signum = signum
+
+
+class _StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; a second one ends the process at once."""
+
+    def __init__(self):
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, _frame) -> None:
+        self.signum = signum
+        signal.signal(signum, self._before[signum])
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains, or goes on training, and returns the run's record.
+
+    Args:
+      config: the whole configuration.
+      workdir: the run's folder; locked while this runs. A run that is complete there is not
+        repeated.
+
+    Returns:
+      What `results.json` holds.
+
+    Raises:
+      ValueError: for a configuration that makes no sense.
+      TrainingError: if the folder holds another run, or the loss is not finite.
+      Interrupted: after SIGINT or SIGTERM, with the state saved.
+    """
+    validate(config)
+    with wd.locked(workdir), _StopRequest() as stop:
+        done = _finished(config, workdir)
+        if done is not None:
+            log.info("This run is complete: %s", workdir / "results.json")
+            return done
+        return _Run(config, workdir, stop).finish()
+
+
+def flat_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns `{"train.epochs": 15, ...}`."""
+
+    def walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(walk(config.to_dict(), ""))
+
+
+def changed_fields(config: ConfigDict, before: dict[str, Any]) -> list[str]:
+    """Lists the fields that keep a run from going on.
+
+    Args:
+      config: the configuration asked for.
+      before: :func:`flat_config` of the run so far.
+
+    Returns:
+      One `field: before -> now` for each difference that would change the numbers. The number of
+      epochs may differ where the schedule does not depend on it.
+    """
+    now = flat_config(config)
+    free = set(_FREE_FIELDS) | {"train.devices"}  # the resolved number is compared instead
+    if config.train.schedule == "constant":
+        free |= set(_FREE_IF_CONSTANT)
+    names = sorted((set(now) | set(before)) - free)
+    missing = "(not there)"
+    return [
+        f"{name}: {before.get(name, missing)} -> {now.get(name, missing)}"
+        for name in names
+        if before.get(name, missing) != now.get(name, missing)
+    ]
+
+
+def _refuse_changes(config: ConfigDict, before: dict[str, Any], workdir: Path) -> None:
+    changes = changed_fields(config, before)
+    if changes:
+        raise TrainingError(
+            f"{workdir} holds a run with another configuration ({'; '.join(changes)}). Use the "
+            "same configuration to go on, or --workdir=PATH for a new run"
+        )
+
+
+def _finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Returns the record of a complete run with this configuration, if there is one."""
+    found = wd.read_json(workdir / "results.json")
+    if found is None:
+        return None
+    before = {
+        name: value
+        for name, value in flat_config(ConfigDict(found["config"])).items()
+        if name not in _FREE_FIELDS
+    }
+    now = {n: v for n, v in flat_config(config).items() if n not in _FREE_FIELDS}
+    if before == now:
+        return found
+    _refuse_changes(config, flat_config(ConfigDict(found["config"])), workdir)
+    return None  # only the number of epochs or devices differs: go on
+
+
+class _Run:
+    """One run: what is built once from the configuration, and what changes from epoch to epoch."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, stop: _StopRequest):
+        self.config = config
+        self.workdir = workdir
+        self.stop = stop
+        self.dataset: Dataset = load_dataset(config.data)
+        self.train = self.dataset.splits["train"]
+        self.per_epoch = steps_per_epoch(len(self.train.labels), config.train.batch_size)
+        self.checkpoints = Checkpointer(workdir)
+        self.history: list[dict[str, Any]] = []
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
+        self.resumed_at: list[int] = []
+
+        before = self._read_before()
+        requested = before["devices"] if before and not config.train.devices else 0
+        self.mesh = devices.create_mesh(requested or config.train.devices, config.train.batch_size)
+        if before and before["devices"] != self.mesh.size:
+            log.warning(
+                "Going on with %d devices instead of %d: equal to rounding, not to the bit",
+                self.mesh.size,
+                before["devices"],
+            )
+        self.platform = self.mesh.devices.flat[0].platform
+        pipeline = config.data.pipeline
+        if pipeline == "auto":
+            pipeline = "stream" if self.platform == "cpu" else "resident"
+        self.pipeline = pipeline
+        model = create_model(config.model, axis_name=BATCH_AXIS)
+        self.tx = steps.create_optimizer(config, self.per_epoch)
+        self.class_weights = (
+            steps.balanced_class_weights(np.asarray(self.train.labels))
+            if config.train.class_weights == "balanced"
+            else None
+        )
+        self.model = model
+        self.evaluator = Evaluator(model, self.mesh, self.dataset, config.eval.batch_size)
+        self.state = self._restore_or_create()
+
+    # Starting
+
+    def _read_before(self) -> dict[str, Any] | None:
+        before = read_progress(self.workdir)
+        if before is None:
+            return None
+        _refuse_changes(self.config, before["config"], self.workdir)
+        if before["source_sha256"] != self.dataset.source_sha256:
+            raise TrainingError(
+                f"{self.workdir} holds a run on other data (SHA-256 {before['source_sha256'][:12]} "
+                f"-> {self.dataset.source_sha256[:12]}). Give the same data to go on, or "
+                "--workdir=PATH for a new run"
+            )
+        return before
+
+    def _restore_or_create(self) -> TrainState:
+        create = jax.jit(create_state, static_argnums=(0, 1))
+        fresh = create(self.model, self.tx, jnp.uint32(self.config.seed))
+        restored = self.checkpoints.restore_latest(fresh)
+        if restored is None:
+            return self._place(fresh)
+        state, progress = restored
+        self.history = progress["history"]
+        self.seconds = progress["seconds"]
+        self.resumed_at = [*progress["resumed_at"], int(state.step)]
+        log.info("Going on from step %d of %s", int(state.step), self.workdir)
+        return self._place(state)
+
+    def _place(self, state: Any) -> Any:
+        return devices.put(jax.device_get(state), devices.replicated(self.mesh))
+
+    # The run
+
+    def finish(self) -> dict[str, Any]:
+        """Trains to the end, evaluates the best checkpoint and writes the record."""
+        start = time.perf_counter()
+        rows = wd.Log(self.workdir, self.history)
+        try:
+            with self.checkpoints:
+                self._train(rows)
+                self.checkpoints.wait()
+                best = self.best()
+                results = self._evaluate_best(self.best_state(best), best)
+        finally:
+            rows.close()
+        self.seconds["total"] = self.seconds.get("total", 0.0) + time.perf_counter() - start
+        results["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        plots.learning_curves(self.history, self.workdir / "learning_curves.png")
+        for split in ("valid", "test"):
+            plots.confusion_matrix(
+                results["metrics"][split]["confusion"],
+                f"{self.config.experiment}, {split}",
+                self.workdir / f"confusion_{split}.png",
+            )
+        wd.write_json(self.workdir / "results.json", results)
+        return results
+
+    def _train(self, rows: wd.Log) -> None:
+        epochs = self.config.train.epochs
+        first = int(self.state.step) // self.per_epoch
+        images = self.config.train.batch_size
+        total = max(epochs - first, 0) * self.per_epoch
+        train_epoch = None
+        with Progress(total * images) as progress:
+            for epoch in range(first, epochs):
+                if self._out_of_patience(epoch):
+                    log.info("No better %s for %d epochs", SCORE, self.config.train.patience)
+                    break
+                train_epoch = train_epoch or self._make_epoch()
+                started = time.perf_counter()
+                train_epoch(epoch, progress)
+                jax.block_until_ready(self.state)
+                train_s = time.perf_counter() - started
+                self.seconds["train"] += train_s
+                row = self._end_epoch(epoch, train_s)
+                rows.add(row)
+                progress.epoch(row, epochs)
+                self._checkpoint(row[SCORE])
+                self._stop_if_asked()
+
+    def _make_epoch(self):
+        """Compiles the steps; returns a function (epoch, progress) that trains one epoch."""
+        build = (self.model, self.tx, self.config, self.mesh, self.class_weights)
+        if self.pipeline == "stream":
+            return self._make_streamed_epoch(steps.make_train_step(*build))
+        return self._make_resident_epoch(steps.make_resident_steps(*build))
+
+    def _make_streamed_epoch(self, train_step):
+        batch_size = self.config.train.batch_size
+        sharding = devices.sharded(self.mesh)
+        zeros = np.zeros((batch_size, *self.train.images.shape[1:]), np.uint8)
+        example = devices.put((zeros, np.zeros(batch_size, np.int32)), sharding)
+        train_step = self._timed_compile(train_step, self.state, *example)
+
+        def train_epoch(epoch: int, progress: Progress) -> None:
+            order = np.asarray(self._order(epoch))
+            first = self._enter_epoch(epoch)
+            for batch in stream_batches(self.train, order, batch_size, first):
+                placed = devices.put(batch, sharding)  # while the step before is still running
+                self._after_step(progress)
+                self.state = train_step(self.state, *placed)
+            self._after_step(progress)
+
+        return train_epoch
+
+    def _make_resident_epoch(self, train_steps):
+        sharding = devices.replicated(self.mesh)
+        images = devices.put(np.asarray(self.train.images), sharding)
+        labels = devices.put(np.asarray(self.train.labels, np.int32), sharding)
+        if self.platform != "cpu":
+            return self._make_scanned_epoch(train_steps, images, labels)
+        example = self._order(0)
+        train_step = self._timed_compile(train_steps, self.state, example, images, labels, 1)
+
+        def train_epoch(epoch: int, progress: Progress) -> None:
+            order = self._order(epoch)
+            for _ in range(self._enter_epoch(epoch), self.per_epoch):
+                self._after_step(progress)
+                self.state = train_step(self.state, order, images, labels)
+            self._after_step(progress)
+
+        return train_epoch
+
+    def _make_scanned_epoch(self, train_steps, images, labels):
+        compiled: dict[int, Any] = {}
+
+        def train_epoch(epoch: int, progress: Progress) -> None:
+            left = self.per_epoch - self._enter_epoch(epoch)
+            number = devices.put(np.int32(epoch), devices.replicated(self.mesh))
+            if left not in compiled:
+                scanned = steps.make_resident_epoch(train_steps, left)
+                compiled[left] = self._timed_compile(scanned, self.state, images, labels, number)
+            self.state = compiled[left](self.state, images, labels, number)
+            self._raise_if_not_finite()
+            progress.advance(left * self.config.train.batch_size)
+
+        return train_epoch
+
+    def _timed_compile(self, function, *args):
+        start = time.perf_counter()
+        compiled = function.lower(*args).compile()
+        self.seconds["compile"] += time.perf_counter() - start
+        return compiled
+
+    def _order(self, epoch: int) -> jax.Array:
+        order = epoch_order(jnp.uint32(self.config.seed), jnp.int32(epoch), len(self.train.labels))
+        return devices.put(np.asarray(order), devices.replicated(self.mesh))
+
+    def _enter_epoch(self, epoch: int) -> int:
+        """Returns the first step to take in an epoch; at its beginning, empties the sums."""
+        first = int(self.state.step) - epoch * self.per_epoch
+        if first == 0:
+            self.state = self.state.replace(running=self._place(metrics.create_sums()))
+        return first
+
+    def _after_step(self, progress: Progress) -> None:
+        """Waits for the step under way, so that progress is true and a signal is heard soon."""
+        jax.block_until_ready(self.state.step)
+        self._raise_if_not_finite()
+        self._stop_if_asked()
+        progress.at(int(self.state.step) * self.config.train.batch_size)
+
+    def _raise_if_not_finite(self) -> None:
+        bad = int(self.state.bad_step)
+        if bad >= 0:
+            raise TrainingError(
+                f"the loss is not finite at step {bad} (epoch {bad // self.per_epoch + 1}). The "
+                "last good checkpoint is kept; try a lower --config.train.learning_rate in a new "
+                "--workdir"
+            )
+
+    def _stop_if_asked(self) -> None:
+        signum = self.stop.signum
+        if signum is None:
+            return
+        self._checkpoint(None)
+        self.checkpoints.wait()
+        raise Interrupted(
+            signum,
+            f"Stopped by {signal.Signals(signum).name} at step {int(self.state.step)}; saved in "
+            f"{self.workdir}. The same command goes on from there",
+        )
+
+    def _end_epoch(self, epoch: int, train_s: float) -> dict[str, Any]:
+        running = metrics.compute(jax.device_get(self.state.running))
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.state.step)}
+        row |= {f"train_running/{name}": running[name] for name in ("loss", "accuracy")}
+        evaluate = ["valid"] + ["train"] * self.config.train.eval_on_train
+        before = self._evaluator_seconds()
+        for split in evaluate:
+            found, _ = self.evaluator(self.state.variables, split)
+            names = ("loss", "accuracy", "accuracy_unique", "macro_f1")
+            row |= {f"{split}/{name}": found[name] for name in names}
+        self._add_evaluator_seconds(before)
+        row["train_s"] = round(train_s, 3)
+        if not math.isfinite(row["valid/loss"]):
+            raise TrainingError(
+                f"the valid loss is not finite after epoch {epoch + 1}. The last good checkpoint "
+                "is kept; try a lower --config.train.learning_rate in a new --workdir"
+            )
+        self.history.append(row)
+        return row
+
+    def _evaluator_seconds(self) -> tuple[float, float]:
+        return self.evaluator.compile_s, self.evaluator.wall_s
+
+    def _add_evaluator_seconds(self, before: tuple[float, float]) -> None:
+        after = self._evaluator_seconds()
+        self.seconds["compile"] += after[0] - before[0]
+        self.seconds["evaluate"] += after[1] - before[1]
+
+    def _checkpoint(self, score: float | None) -> None:
+        start = time.perf_counter()
+        progress = {
+            "config": flat_config(self.config),
+            "devices": self.mesh.size,
+            "source_sha256": self.dataset.source_sha256,
+            "history": self.history,
+            "seconds": self.seconds,
+            "resumed_at": self.resumed_at,
+        }
+        self.checkpoints.save(self.state, progress, score)
+        self.seconds["checkpoint"] += time.perf_counter() - start
+
+    def best(self) -> dict[str, Any]:
+        """Returns the history's row with the best valid accuracy, the earliest of equals."""
+        there = set(self.checkpoints.steps())
+        rows = [row for row in self.history if row["step"] in there]
+        if not rows:
+            raise TrainingError(f"no epoch has been completed in {self.workdir}")
+        return max(rows, key=lambda row: row[SCORE])
+
+    def best_state(self, best: dict[str, Any]) -> TrainState:
+        """Returns the state of a history's row, on the devices."""
+        return self._place(self.checkpoints.restore(self.state, best["step"])[0])
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        patience = self.config.train.patience
+        if not patience or not self.history:
+            return False
+        return epoch - max(self.history, key=lambda row: row[SCORE])["epoch"] >= patience
+
+    # The end
+
+    def _evaluate_best(self, state: TrainState, best: dict[str, Any]) -> dict[str, Any]:
+        before = self._evaluator_seconds()
+        found, predictions = {}, {}
+        for split in ("train", "valid", "test"):
+            if split == "test":
+                opened = wd.count_test_opening(self.workdir)
+            found[split], probabilities = self.evaluator(state.variables, split)
+            if split != "train":
+                predictions[split] = record.encode_predictions(self.dataset, split, probabilities)
+        self._add_evaluator_seconds(before)
+        return {
+            "format": record.FORMAT,
+            "experiment": self.config.experiment,
+            "seed": self.config.seed,
+            "config": record.describe_config(self.config),
+            "dataset": record.describe_dataset(self.dataset),
+            **record.environment(),
+            "devices": self.mesh.size,
+            "pipeline": self.pipeline,
+            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+            "epochs_run": len(self.history),
+            "best_epoch": best["epoch"],
+            "resumed_at": self.resumed_at,
+            "test_evaluations": opened,
+            "history": self.history,
+            "metrics": found,
+            "predictions": predictions,
+        }
+
+
+def evaluate_best(config: ConfigDict, workdir: Path, split: str) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run on one split.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder; locked meanwhile.
+      split: `train`, `valid` or `test`. Opening test is counted in the folder.
+
+    Returns:
+      The metrics, as `Evaluator` describes them.
+
+    Raises:
+      TrainingError: if there is no checkpoint, or one of another configuration.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise TrainingError(
+            f"no checkpoint in {workdir}; train first (--mode=train), or name the run's folder "
+            "with --workdir=PATH"
+        )
+    with wd.locked(workdir), _StopRequest() as stop:
+        run = _Run(config, workdir, stop)
+        with run.checkpoints:
+            state = run.best_state(run.best())
+        if split == "test":
+            wd.count_test_opening(workdir)
+        return run.evaluator(state.variables, split)[0]
+
+
+def print_summary(results: dict[str, Any], workdir: Path, file=None) -> None:
+    """Prints what a run learned and where its files are."""
+    file = file or sys.stdout
+    seconds = results["seconds"]
+    print(
+        f"\n{results['experiment']}, seed {results['seed']}: {results['epochs_run']} epochs in "
+        f"{seconds['train']:.0f} s, best on valid after epoch {results['best_epoch']}\n",
+        file=file,
+    )
+    print(
+        f"{'split':8}{'images':>8}{'accuracy':>10}{'unique':>9}{'loss':>8}{'macro-F1':>10}",
+        file=file,
+    )
+    for split, found in results["metrics"].items():
+        print(
+            f"{split:8}{found['count']:>8}{found['accuracy']:>10.4f}{found['accuracy_unique']:>9.4f}"
+            f"{found['loss']:>8.4f}{found['macro_f1']:>10.4f}",
+            file=file,
+        )
+    print(
+        "\n`unique` leaves out images that also stand in train. Files:\n"
+        f"  {workdir / 'results.json'}          the record\n"
+        f"  {workdir / 'learning_curves.png'}   loss and accuracy by epoch\n"
+        f"  {workdir / 'confusion_test.png'}    what is taken for what\n"
+        f"  {workdir / 'log.jsonl'}, {workdir / 'tensorboard'}",
+        file=file,
+    )
