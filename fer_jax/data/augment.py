@@ -4,9 +4,10 @@ First the flip; then shift, rotation and zoom as one affine map, so that an imag
 then erasing. What a configuration leaves at zero is not traced at all.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 # Random erasing, Zhong et al. 2020, table 1: area as a share of the image, height over width.
 # The largest area is 0.2 here (0.4 there): a face's expression does not survive more.
@@ -14,7 +15,7 @@ ERASE_AREA = (0.02, 0.2)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 
 
-def augment(keys: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array:
+def augment(keys: jax.Array, images: jax.Array, config: Any) -> jax.Array:
     """Changes each image at random, as `config.augment` says.
 
     Args:

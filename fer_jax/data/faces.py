@@ -226,7 +226,7 @@ def _draw(labels: np.ndarray, seed: int, first: int) -> np.ndarray:
     blur = uniform(1.0, 2.0)  # width of an edge, pixels
     canvas = np.zeros((len(labels), SIDE, SIDE), np.float32)
 
-    def paint(distance, colour, opacity=1.0):
+    def paint(distance, colour, opacity: np.ndarray | float = 1.0):
         cover = np.clip(0.5 - distance * (scale / blur), 0, 1)
         cover *= opacity
         np.add(canvas, cover * (colour - canvas), out=canvas)
