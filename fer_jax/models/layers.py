@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from fer_jax import ops
 
 BATCH_AXIS = "batch"  # name of the mesh axis that a batch is sharded over
 
-# He et al. 2015, eq. 10: the spread that keeps the variance of ReLU activations from layer to layer.
+# He et al. 2015, eq. 10: the spread that keeps the variance of ReLU activations layer after layer.
 he_normal = nn.initializers.he_normal()
 
 Conv = functools.partial(
@@ -53,6 +54,79 @@ class AvgPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pools `x`."""
         return ops.avg_pool(x, self.window, strides=self.strides)
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 filter per channel, then a 1x1 convolution (Chollet 2017); SAME padding, no biases.
+
+    Attributes:
+      features: number of output channels.
+      dtype: of the activations.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`."""
+        channels = x.shape[-1]
+        depthwise = Conv(
+            channels,
+            (3, 3),
+            feature_group_count=channels,
+            use_bias=False,
+            dtype=self.dtype,
+            name="depthwise",
+        )
+        pointwise = Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="pointwise")
+        return pointwise(depthwise(x))
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response normalisation over channels (Krizhevsky et al. 2012, section 3.3).
+
+    `x / (bias + alpha * sum of x**2 over the `size` channels around it) ** beta`; the defaults are
+    that paper's.
+
+    Attributes:
+      size: channels summed over, an odd number.
+      bias: the paper's k.
+      alpha: weight of the sum.
+      beta: exponent.
+    """
+
+    size: int = 5
+    bias: float = 2.0
+    alpha: float = 1e-4
+    beta: float = 0.75
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `[batch, height, width, channels]`."""
+        channels = x.shape[-1]
+        half = self.size // 2
+        padded = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (half, half)))
+        total = sum(padded[..., i : i + channels] for i in range(self.size))
+        return x * (self.bias + self.alpha * total) ** -self.beta
+
+
+class Resize(nn.Module):
+    """Enlarges images bilinearly, pixel centres at halves, as OpenCV does.
+
+    Every network whose input is larger than the data's images starts with this layer.
+
+    Attributes:
+      side: height and width of the result.
+    """
+
+    side: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, side, side, channels]`."""
+        shape = (x.shape[0], self.side, self.side, x.shape[-1])
+        return jax.image.resize(x, shape, "bilinear")
 
 
 class GlobalAvgPool(nn.Module):
@@ -125,15 +199,28 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises `x`, `[batch, ..., channels]` float, over all axes but the last."""
-        return nn.BatchNorm(
+        norm = nn.BatchNorm(
             use_running_average=not train,
             axis_name=self.axis_name if train and not self.is_initializing() else None,
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=x.dtype,
-            name="norm",
-        )(x)
+        )
+        nn.share_scope(self, norm)  # its parameters are this layer's, one level up
+        return norm(x)
 
 
 # The layers that a table of a network shows, each as one row.
-LAYERS = (nn.Conv, nn.Dense, MaxPool, AvgPool, GlobalAvgPool, Flatten, Dropout, BatchNorm)
+LAYERS = (
+    nn.Conv,
+    nn.Dense,
+    SeparableConv,
+    MaxPool,
+    AvgPool,
+    GlobalAvgPool,
+    BatchNorm,
+    LocalResponseNorm,
+    Resize,
+    Flatten,
+    Dropout,
+)

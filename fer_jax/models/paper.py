@@ -7,13 +7,14 @@ Every convolution has VALID padding and is followed by a ReLU; every network tak
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from fer_jax.models.layers import AvgPool, Conv, Dense, Dropout, Flatten, MaxPool
 
 NUM_CLASSES = 7
 
 
-def _conv(features: int, size: int, dtype: jnp.dtype, name: str):
+def _conv(features: int, size: int, dtype: DTypeLike, name: str):
     return Conv(features, (size, size), padding="VALID", dtype=dtype, name=name)
 
 
@@ -24,7 +25,7 @@ class Architecture01(nn.Module):
     """
 
     dropout: float = 0.2
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
@@ -52,7 +53,7 @@ class Architecture02(nn.Module):
     """
 
     dropout: float = 0.2
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
@@ -73,7 +74,7 @@ class Architecture03(nn.Module):
     48-46-44-22-20-18-9-7-5-2, flattened to 512; 290,023 parameters. It has no dropout.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
@@ -102,7 +103,7 @@ class Family(nn.Module):
     conv_layers: int
     hidden_layers: int
     dropout: float = 0.2
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):

@@ -1,0 +1,98 @@
+"""ResNet-50 at 48x48.
+
+Takes images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from fer_jax.models.layers import BatchNorm, Conv, Dense, GlobalAvgPool, MaxPool
+from fer_jax.models.paper import NUM_CLASSES
+
+# He et al. 2016 train with a momentum of 0.9 and add 1e-5 to the variance.
+_norm = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+class ResNet50(nn.Module):
+    """He et al. 2016, table 1, which Gajarla & Gupta 2015 fine-tuned on Flickr images.
+
+    Established: all of it, in the first version (a block's stride in its first 1x1 convolution); no
+    biases before BatchNorm. Their pretraining on ImageNet is left out. Changed for 48x48: only the
+    input's one channel and the seven classes; the stages see 12x12, 6x6, 3x3 and 2x2 maps.
+    23,569,223 parameters, 23,516,103 of them trained.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+        """Maps images to logits; see the module's docstring for shapes."""
+        del positions  # nothing is drawn at random
+        x = images.astype(self.dtype)
+        conv = Conv(
+            64,
+            (7, 7),
+            strides=(2, 2),
+            padding=((3, 3), (3, 3)),
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv1",
+        )
+        x = nn.relu(_norm(self.axis_name, name="norm1")(conv(x), train=train))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # zeros, the least a ReLU gives
+        x = MaxPool((3, 3), (2, 2), name="pool1")(x)
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            for block in range(blocks):
+                x = Bottleneck(
+                    features=64 * 2**stage,
+                    strides=2 if stage > 0 and block == 0 else 1,
+                    dtype=self.dtype,
+                    axis_name=self.axis_name,
+                    name=f"stage{stage + 2}_block{block + 1}",
+                )(x, train=train)
+        x = GlobalAvgPool(name="pool5")(x)
+        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+class Bottleneck(nn.Module):
+    """He et al. 2016, figure 5 right: 1x1, 3x3 and 1x1 convolutions beside a shortcut.
+
+    Attributes:
+      features: filters of the first two convolutions; the third has four times as many.
+      strides: of the first convolution and of the shortcut.
+      dtype: of the activations.
+      axis_name: mesh axis the batch is sharded over.
+    """
+
+    features: int
+    strides: int = 1
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `4 * features` channels."""
+
+        def conv_norm(x, features, size, strides, name):
+            conv = Conv(
+                features,
+                (size, size),
+                strides=(strides, strides),
+                use_bias=False,
+                dtype=self.dtype,
+                name=f"conv{name}",
+            )
+            return _norm(self.axis_name, name=f"norm{name}")(conv(x), train=train)
+
+        out = 4 * self.features
+        shortcut = x
+        if x.shape[-1] != out or self.strides != 1:
+            shortcut = conv_norm(x, out, 1, self.strides, "_shortcut")
+        x = nn.relu(conv_norm(x, self.features, 1, self.strides, "1"))
+        x = nn.relu(conv_norm(x, self.features, 3, 1, "2"))
+        return nn.relu(conv_norm(x, out, 1, 1, "3") + shortcut)
