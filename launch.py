@@ -5,7 +5,9 @@ python launch.py --config=experiments/arch02_bs96.py --config.train.epochs=3
 python launch.py --config=experiments/arch02_bs96.py --mode=summary
 """
 
+import difflib
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +35,36 @@ _SPLIT = flags.DEFINE_enum(
 flags.mark_flag_as_required("config")
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it ends in one line that says what is allowed."""
+    try:
+        _refuse_unknown_fields(argv)
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.experiment  # noqa: B018 - a file that could not be read says so only now
+    except flags.Error as error:
+        message = str(error)
+    except (OSError, ImportError, SyntaxError, AttributeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        message = f"cannot read the experiment file: {reason}"
+    else:
+        return rest
+    sys.exit(f"launch.py: {message}\nTry --help, or see experiments/ and fer_jax/config.py")
+
+
+def _refuse_unknown_fields(argv: list[str]) -> None:
+    names = [m[1] for m in map(re.compile(r"--(?:no)?config\.([\w.]+)").match, argv[1:]) if m]
+    if not names:
+        return
+    from fer_jax.config import field_names
+
+    fields = field_names()
+    for name in names:
+        if name not in fields and name not in {f.split(".")[0] for f in fields}:
+            near = difflib.get_close_matches(name, fields, 3, 0.4) or fields
+            allowed = ", ".join(f"--config.{field}" for field in near)
+            raise flags.Error(f"no field --config.{name}; near it: {allowed}")
+
+
 def main(argv: list[str]) -> None:
     """Does what --mode says; ends with a line and a status other than 0 on an expected error."""
     if len(argv) > 1:
@@ -47,4 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

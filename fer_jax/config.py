@@ -14,6 +14,8 @@ What the study leaves open is chosen here, once:
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -72,6 +74,24 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns `{"train.epochs": 15, ...}`, every field by its path."""
+
+    def walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(walk(config.to_dict(), ""))
+
+
+def field_names() -> list[str]:
+    """Returns the paths of all fields, such as `train.epochs`."""
+    return list(flatten(get_config()))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Range:
     """A closed interval a field must lie in."""
@@ -112,10 +132,9 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ValueError: naming the field, its value and the allowed ones.
     """
+    values = flatten(config)
     for path, rule in _RULES.items():
-        value = config
-        for name in path.split("."):
-            value = value[name]
+        value = values[path]
         if isinstance(rule, _Range):
             if not rule.low <= value <= rule.high:  # also refuses NaN
                 raise ValueError(

@@ -5,7 +5,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from fer_jax import devices, metrics, plots, record, steps
 from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
-from fer_jax.config import validate
+from fer_jax.config import flatten, validate
 from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
@@ -92,31 +91,18 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return _Run(config, workdir, stop).finish()
 
 
-def flat_config(config: ConfigDict) -> dict[str, Any]:
-    """Returns `{"train.epochs": 15, ...}`."""
-
-    def walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return dict(walk(config.to_dict(), ""))
-
-
 def changed_fields(config: ConfigDict, before: dict[str, Any]) -> list[str]:
     """Lists the fields that keep a run from going on.
 
     Args:
       config: the configuration asked for.
-      before: :func:`flat_config` of the run so far.
+      before: `flatten` of the run so far.
 
     Returns:
       One `field: before -> now` for each difference that would change the numbers. The number of
       epochs may differ where the schedule does not depend on it.
     """
-    now = flat_config(config)
+    now = flatten(config)
     free = set(_FREE_FIELDS) | {"train.devices"}  # the resolved number is compared instead
     if config.train.schedule == "constant":
         free |= set(_FREE_IF_CONSTANT)
@@ -145,13 +131,13 @@ def _finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         return None
     before = {
         name: value
-        for name, value in flat_config(ConfigDict(found["config"])).items()
+        for name, value in flatten(ConfigDict(found["config"])).items()
         if name not in _FREE_FIELDS
     }
-    now = {n: v for n, v in flat_config(config).items() if n not in _FREE_FIELDS}
+    now = {n: v for n, v in flatten(config).items() if n not in _FREE_FIELDS}
     if before == now:
         return found
-    _refuse_changes(config, flat_config(ConfigDict(found["config"])), workdir)
+    _refuse_changes(config, flatten(ConfigDict(found["config"])), workdir)
     return None  # only the number of epochs or devices differs: go on
 
 
@@ -409,7 +395,7 @@ class _Run:
     def _checkpoint(self, score: float | None) -> None:
         start = time.perf_counter()
         progress = {
-            "config": flat_config(self.config),
+            "config": flatten(self.config),
             "devices": self.mesh.size,
             "source_sha256": self.dataset.source_sha256,
             "history": self.history,
