@@ -252,7 +252,7 @@ def _draw(labels: np.ndarray, seed: int, first: int) -> np.ndarray:
     light = uniform(-0.3, 0.3)
     canvas *= 1 - np.clip(0.5 - head, 0, 1) * light * x / half_width  # light from one side
     hairline = -uniform(12.5, 17.0) + uniform(-0.02, 0.06) * np.square(x) + uniform(-0.2, 0.2) * x
-    paint(np.maximum(head, y - hairline), hair, chance(0.9))
+    paint(np.maximum(head - 1, y - hairline), hair, chance(0.9))
 
     # Inner features turn with the head; both halves are drawn at once through |x|.
     x = x - uniform(-1.5, 1.5)
@@ -292,7 +292,8 @@ def _draw(labels: np.ndarray, seed: int, first: int) -> np.ndarray:
         wrinkle = np.abs(y - height + 0.25 * side) - 0.35
         paint(np.maximum(wrinkle, side - 2.6), line, m["nose_wrinkle"])
     fold_top, fold_end = m["nose_half_width"] + 1.0, m["mouth_half_width"] + 1.6
-    fold = _stroke(side, y, fold_top, nose - 0.5, fold_end, m["mouth_y"] - 1, 0.35)
+    fold_low = m["mouth_y"] - 1.5 + np.minimum(0.6 * m["corner_y"], 0)  # above the mouth's corner
+    fold = _stroke(side, y, fold_top, nose - 0.5, fold_end, fold_low, 0.35)
     paint(fold, line, np.clip(m["cheek_fold"], 0, 1))
 
     t = x / m["mouth_half_width"]
