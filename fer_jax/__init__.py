@@ -5,7 +5,6 @@ After `import fer_jax`, `tfds.load("fer2013")` and `tfds.load("synthetic_faces")
 
 import importlib
 import importlib.machinery
-import importlib.util
 import sys
 from typing import Any
 
@@ -15,8 +14,7 @@ _TFDS = "tensorflow_datasets"
 def _register_builders() -> None:
     """Imports the TFDS builders; a builder registers itself when it is defined."""
     for name in ("fer2013", "synthetic_faces"):
-        if importlib.util.find_spec(f"fer_jax.data.{name}"):
-            importlib.import_module(f"fer_jax.data.{name}")
+        importlib.import_module(f"fer_jax.data.{name}")
 
 
 class _TfdsFinder:

@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from fer_jax.data import sources
-from fer_jax.data.arrays import VERSIONS, ArraysMixin, Examples, check_source, open_arrays
+from fer_jax.data.arrays import (
+    VERSIONS,
+    ArraysMixin,
+    DataError,
+    Examples,
+    check_source,
+    open_arrays,
+)
 
 _DESCRIPTIONS = {
     "jpeg": "JPEG mirror (Kaggle msambare/fer2013): archive.zip or its extracted folder.",
@@ -44,16 +51,16 @@ class Fer2013(ArraysMixin, tfds.core.GeneratorBasedBuilder):
 
     def read_splits(self, dl_manager: Any) -> tuple[Mapping[str, Examples], str]:
         """Reads and checks the source."""
-        kind = self.builder_config.name.removesuffix(sources.PARTIAL)
+        config = str(self.builder_config_name)
+        kind = config.removesuffix(sources.PARTIAL)
         source = self._source or sources.find_source(Path(self.data_dir_root), kind)
         found = sources.find_kind(source)
         if found != kind:
-            raise sources.DataError(
-                f"{source} is of kind {found}, but the config is {self.builder_config.name}: "
-                f"use fer2013/{self.builder_config.name.replace(kind, found, 1)}"
+            raise DataError(
+                f"{source} is of kind {found}, but the config is {config}: "
+                f"use fer2013/{config.replace(kind, found, 1)}"
             )
-        partial = self.builder_config.name.endswith(sources.PARTIAL)
-        return sources.read_source(source, partial)
+        return sources.read_source(source, partial=config != kind)
 
     def download_and_prepare(self, **kwargs: Any) -> None:
         """Prepares the dataset; refuses one that was prepared from another source."""

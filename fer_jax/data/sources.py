@@ -13,6 +13,7 @@ Whatever is wrong is a `DataError` that names the file and the row or member.
 
 import collections
 import dataclasses
+import gzip
 import hashlib
 import io
 import os
@@ -44,7 +45,7 @@ _LABEL_OF_FOLDER = {
         ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
     )
 }
-_KIND_OF_COLUMNS = {
+_KIND_OF_COLUMNS: dict[tuple[str, ...], str] = {
     ("emotion", "pixels", "Usage"): "csv",
     ("emotion", "Usage", "pixels"): "icml_csv",
 }
@@ -56,7 +57,7 @@ _MANUAL_NAMES = {  # looked for in TFDS's manual folder, in this order
 }
 _JPEG_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_([0-9]{1,18})\.jpg")
 _MAX_JPEG_BYTES = 2**20  # a 48x48 JPEG has about 2 kB
-_MAX_CSV_BYTES = 2**30  # the published CSV has about 300 MB
+_MAX_TAR_BYTES = 2**30  # the published CSV has about 300 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ def read_source(path: str | os.PathLike, partial: bool) -> tuple[Mapping[str, Ex
 
     Returns:
       split -> (images `[n, 48, 48, 1]` uint8, labels `[n]` uint8, ids `[n]` bytes), ordered by
-      the number in the file's name (jpeg; where two have it, by label) or by row; and the source's SHA-256 (`source_sha256`).
+      the number in the file's name (jpeg; where two have it, by label) or by row; and the
+      source's SHA-256 (see `source_sha256`).
 
     Raises:
       DataError: naming file and row or member.
@@ -170,15 +172,16 @@ def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
     roots = [p for p in candidates if (p / "train").is_dir() or (p / "test").is_dir()]
     if len(roots) != 1:
         raise _no_root(path, [str(p) for p in roots])
-    found = {
-        (Path(folder) / name).relative_to(roots[0]).as_posix()
-        for top in ("train", "test")
-        for folder, _, names in os.walk(roots[0] / top)
-        for name in names
-    }
-    for name in sorted(filter(_is_visible, found)):
-        _check_size(path, name, (roots[0] / name).stat().st_size)
-        yield name, (roots[0] / name).read_bytes()
+    files = {}
+    for top in (roots[0] / "train", roots[0] / "test"):
+        for entry in top.iterdir() if top.is_dir() else ():
+            for file in entry.iterdir() if entry.is_dir() else (entry,):
+                files[file.relative_to(roots[0]).as_posix()] = file
+    for name in sorted(filter(_is_visible, files)):
+        if not files[name].is_file():
+            raise DataError(f"{path}: {name!r} is not a file")
+        _check_size(path, name, files[name].stat().st_size)
+        yield name, files[name].read_bytes()
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -302,15 +305,19 @@ def _decode_jpeg(place: str, data: bytes) -> bytes:
 def _untar(path: Path, data: bytes) -> bytes:
     """Returns the `fer2013.csv` of the competition's archive."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        # Unpacked whole, which checks the sum at the end: tarfile alone stops before it.
+        plain = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MAX_TAR_BYTES)
+        if len(plain) == _MAX_TAR_BYTES:
+            raise DataError(f"{path}: it unpacks to {_MAX_TAR_BYTES} bytes or more")
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
             members = archive.getmembers()
             for member in members:
                 _check_name(path, member.name)
             tables = [m for m in members if PurePosixPath(m.name).name == "fer2013.csv"]
             if len(tables) != 1:
                 raise DataError(f"{path}: it must hold one fer2013.csv, but holds {len(tables)}")
-            if not tables[0].isfile() or tables[0].size > _MAX_CSV_BYTES:
-                raise DataError(f"{path}: {tables[0].name!r} is no file of at most 1 GiB")
+            if not tables[0].isfile():
+                raise DataError(f"{path}: {tables[0].name!r} is not a file")
             file = archive.extractfile(tables[0])
             return file.read() if file else b""
     except DataError:
@@ -320,7 +327,8 @@ def _untar(path: Path, data: bytes) -> bytes:
 
 
 def _read_columns(path: Path, line: bytes) -> tuple[str, ...]:
-    columns = tuple(name.strip() for name in line.decode("latin-1").split(","))
+    names = line.rstrip(b"\r\n").split(b",")
+    columns = tuple(name.strip(b" ").decode("latin-1") for name in names)
     if columns not in _KIND_OF_COLUMNS:
         allowed = " or ".join(",".join(names) for names in _KIND_OF_COLUMNS)
         raise DataError(f"{path}: the header is {_shown(line)}, it must be {allowed}")

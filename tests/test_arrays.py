@@ -1,0 +1,244 @@
+"""Prepared arrays: what is written is opened, what does not fit is refused, no TFDS needed."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fer_jax.data import arrays
+from fer_jax.data.arrays import DataError, load_dataset, open_arrays, write_arrays
+
+COUNTS = {"train": 5, "valid": 3, "test": 2}
+SOURCE = {"name": "fer2013", "kind": "jpeg", "sha256": "abc"}
+
+
+def make_splits():
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, n in COUNTS.items():
+        images = rng.integers(0, 256, (n, 48, 48, 1), dtype=np.uint8)
+        labels = rng.integers(0, 7, n).astype(np.uint8)
+        splits[split] = (images, labels, np.array([f"{split}_{i}" for i in range(n)], np.bytes_))
+    splits["valid"][0][1] = splits["train"][0][4]
+    splits["test"][0][0] = splits["train"][0][0]
+    splits["test"][0][1] = splits["valid"][0][0]  # not in train
+    return splits
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_arrays(tmp_path / "1.0.0" / "arrays", make_splits(), SOURCE)
+    return tmp_path / "1.0.0" / "arrays"
+
+
+def test_what_is_written_is_opened(folder):
+    dataset = open_arrays(folder)
+    assert (dataset.name, dataset.kind, dataset.source_sha256) == ("fer2013", "jpeg", "abc")
+    assert list(dataset.splits) == ["train", "valid", "test"]
+    for split, (images, labels, ids) in make_splits().items():
+        opened = dataset.splits[split]
+        assert isinstance(opened.images, np.memmap)
+        assert not opened.images.flags.writeable
+        for found, expected in zip(
+            (opened.images, opened.labels, opened.ids), (images, labels, ids), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+            assert found.dtype == expected.dtype
+
+
+def test_in_train_marks_exact_copies(folder):
+    splits = open_arrays(folder).splits
+    assert list(splits["train"].in_train) == [False] * 5
+    assert list(splits["valid"].in_train) == [False, True, False]
+    assert list(splits["test"].in_train) == [True, False]
+
+
+@pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.parametrize("field", ["images", "labels", "ids", "in_train"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "shorter", "text", "pickle"])
+def test_damaged_arrays(folder, split, field, damage):
+    path = folder / f"{split}_{field}.npy"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "shorter":
+        np.save(path, np.load(path)[:-1])
+    elif damage == "text":
+        path.write_text("not an array")
+    else:
+        np.save(path, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(DataError, match=rf"{split}_{field}\.npy.* Remove the folder .*1\.0\.0 to"):
+        open_arrays(folder)
+
+
+def test_labels_out_of_range(folder):
+    np.save(folder / "train_labels.npy", np.full(5, 7, np.uint8))
+    with pytest.raises(DataError, match=r"train_labels\.npy: holds label 7"):
+        open_arrays(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "source": 3, "counts": 3}']
+)
+def test_damaged_metadata(folder, text):
+    (folder / "metadata.json").write_text(text)
+    with pytest.raises(DataError, match=r"metadata\.json"):
+        open_arrays(folder)
+
+
+def test_other_format(folder):
+    metadata = json.loads((folder / "metadata.json").read_text()) | {"format": 99}
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(DataError, match="format is 99, this program reads 1"):
+        open_arrays(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere/metadata\.json"):
+        open_arrays(tmp_path / "nowhere")
+
+
+# load_dataset
+
+
+def config_of(tmp_path, **fields):
+    defaults = {"name": "fer2013", "source": None, "data_dir": str(tmp_path), "partial": False}
+    return ConfigDict(defaults | fields)
+
+
+def prepare(data_dir, kind, sha256="abc", name="fer2013"):
+    folder = data_dir.joinpath(*filter(None, (name, kind, "1.0.0", "arrays")))
+    write_arrays(folder, make_splits(), {"name": name, "kind": kind or name, "sha256": sha256})
+
+
+@pytest.fixture
+def no_preparing(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"prepares {args} {kwargs}")
+
+    monkeypatch.setattr(arrays, "_prepare", refuse)
+
+
+def make_source(tmp_path, name="fer2013.csv", header="emotion,pixels,Usage"):
+    path = tmp_path / name
+    path.write_text(header + "\n")
+    return path
+
+
+@pytest.mark.usefixtures("no_preparing")
+def test_prepared_kinds_in_their_order(tmp_path):
+    prepare(tmp_path, "icml_csv")
+    assert load_dataset(config_of(tmp_path)).kind == "icml_csv"
+    prepare(tmp_path, "csv")
+    assert load_dataset(config_of(tmp_path)).kind == "csv"
+    prepare(tmp_path, "jpeg")
+    assert load_dataset(config_of(tmp_path)).kind == "jpeg"
+
+
+@pytest.mark.usefixtures("no_preparing")
+def test_a_partial_set_is_used_only_when_asked_for(tmp_path):
+    prepare(tmp_path, "jpeg_partial")
+    assert load_dataset(config_of(tmp_path, partial=True)).kind == "jpeg_partial"
+    prepare(tmp_path, "csv")
+    assert load_dataset(config_of(tmp_path)).kind == "csv"
+
+
+@pytest.mark.usefixtures("no_preparing")
+def test_a_matching_source_is_accepted_and_another_refused(tmp_path):
+    from fer_jax.data.sources import source_sha256
+
+    source = make_source(tmp_path)
+    prepare(tmp_path, "csv", source_sha256(source))
+    config = config_of(tmp_path, source=str(source))
+    assert load_dataset(config).source_sha256 == source_sha256(source)
+    source.write_text("emotion,pixels,Usage\nchanged\n")
+    with pytest.raises(DataError, match=r"another source .*Remove that folder"):
+        load_dataset(config)
+
+
+def test_what_is_not_prepared_is_prepared(tmp_path, monkeypatch):
+    calls = []
+
+    def fake(name, *, data_dir, config=None, source=None):
+        from fer_jax.data.sources import source_sha256
+
+        calls.append((name, config, source))
+        prepare(tmp_path, config, source_sha256(source) if source else "drawn", name)
+
+    monkeypatch.setattr(arrays, "_prepare", fake)
+    source = str(make_source(tmp_path, "icml_face_data.csv", "emotion, Usage, pixels"))
+    for _ in range(2):  # the second time it is there
+        load_dataset(config_of(tmp_path, source=source, partial=True))
+        load_dataset(config_of(tmp_path, name="synthetic_faces"))
+    expected = [("fer2013", "icml_csv_partial", source), ("synthetic_faces", None, None)]
+    assert calls == expected
+
+
+def test_the_manual_folder_is_a_source(tmp_path, monkeypatch):
+    (tmp_path / "downloads" / "manual").mkdir(parents=True)
+    source = make_source(tmp_path / "downloads" / "manual")
+
+    def fake(name, *, data_dir, config, source):
+        raise DataError(f"{name} {config} {source}")
+
+    monkeypatch.setattr(arrays, "_prepare", fake)
+    with pytest.raises(DataError, match=f"fer2013 csv {source}"):
+        load_dataset(config_of(tmp_path))
+
+
+def test_drawn_faces_take_no_source(tmp_path):
+    with pytest.raises(DataError, match=r"config\.data\.source is 'x', but synthetic_faces"):
+        load_dataset(config_of(tmp_path, name="synthetic_faces", source="x"))
+
+
+def test_data_dir_is_that_of_tfds(tmp_path, monkeypatch):
+    prepare(tmp_path, "jpeg")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert load_dataset(config_of(tmp_path, data_dir=None)).kind == "jpeg"
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert arrays.default_data_dir() == tmp_path / "tensorflow_datasets"
+
+
+def run_python(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_prepared_dataset_needs_neither_tfds_nor_tensorflow(tmp_path):
+    prepare(tmp_path, "jpeg")
+    code = """
+        import sys
+        import fer_jax
+        absent = {"tensorflow", "tensorflow_datasets", "PIL", "kagglehub"}
+        class Absent:
+            def find_spec(name, path=None, target=None):
+                if name in absent:
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Absent)
+        from types import SimpleNamespace
+        from fer_jax.data import DataError, load_dataset
+        config = SimpleNamespace(name="fer2013", source=None, data_dir=None, partial=False)
+        print(load_dataset(config).kind)
+        try:
+            load_dataset(SimpleNamespace(name="synthetic_faces", source=None, data_dir=None))
+        except DataError as error:
+            print(error)
+        """
+    done = run_python(code, TFDS_DATA_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("jpeg\n")
+    assert "needs the packages tensorflow and tensorflow_datasets" in done.stdout
