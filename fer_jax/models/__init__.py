@@ -1,6 +1,7 @@
 """The networks, by name. This package is the only place that knows Flax modules."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -50,32 +51,29 @@ def create_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
     Raises:
       ValueError: for an unknown name, or fields that the network does not have.
     """
-    if config.name not in MODELS:
+    options: dict[str, Any] = config.to_dict()
+    name = options.pop("name")
+    if name not in MODELS:
         raise ValueError(
-            f"config.model.name is {config.name!r}; it must be one of {', '.join(sorted(MODELS))}"
+            f"config.model.name is {name!r}; it must be one of {', '.join(sorted(MODELS))}"
         )
-    _check_family_fields(config)
-    options = {
-        "dropout": config.dropout,
-        "dtype": jnp.dtype(config.dtype),
-        "conv_layers": config.conv_layers,
-        "hidden_layers": config.hidden_layers,
-        "axis_name": axis_name,
-    }
-    network = MODELS[config.name]
-    fields = {field.name for field in dataclasses.fields(network)}
-    return network(**{name: value for name, value in options.items() if name in fields})
+    _check_family_fields(name, options)
+    options["dtype"] = jnp.dtype(options["dtype"])
+    options["axis_name"] = axis_name
+    known = {field.name for field in dataclasses.fields(MODELS[name])}
+    return MODELS[name](**{field: value for field, value in options.items() if field in known})
 
 
-def _check_family_fields(config: ConfigDict) -> None:
+def _check_family_fields(name: str, options: dict[str, Any]) -> None:
     """Raises if the two fields of `family` are missing there, or set elsewhere."""
-    if config.name != "family":
+    conv_layers, hidden_layers = options["conv_layers"], options["hidden_layers"]
+    if name != "family":
         for field in ("conv_layers", "hidden_layers"):
-            if config[field] is not None:
+            if options[field] is not None:
                 raise ValueError(f"config.model.{field} is only for the model `family`")
         return
-    if config.conv_layers is None or config.hidden_layers is None:
+    if conv_layers is None or hidden_layers is None:
         raise ValueError("model `family` needs config.model.conv_layers and .hidden_layers")
-    paper.family_stages(config.conv_layers)
-    if config.hidden_layers not in (0, 1, 2):
-        raise ValueError(f"config.model.hidden_layers is {config.hidden_layers}; it must be 0 to 2")
+    paper.family_stages(conv_layers)
+    if hidden_layers not in (0, 1, 2):
+        raise ValueError(f"config.model.hidden_layers is {hidden_layers}; it must be 0 to 2")

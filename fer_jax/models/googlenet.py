@@ -33,7 +33,7 @@ _STAGES = {
     },
     "5": {"a": (256, 160, 320, 32, 128, 128), "b": (384, 192, 384, 48, 128, 128)},
 }
-_AUXILIARY = {"4a": "head1", "4d": "head2"}  # heads, by the module whose output they read
+_AUXILIARY = {"4a": "1", "4d": "2"}  # heads, by the module whose output they read
 
 
 class GoogLeNet(nn.Module):
@@ -73,10 +73,11 @@ class GoogLeNet(nn.Module):
                 name = stage + letter
                 x = Inception(filters, self.dtype, name=f"inception{name}")(x)
                 if name in _AUXILIARY and (train or self.is_initializing()):
-                    head = AuxiliaryHead(dtype=self.dtype, name=_AUXILIARY[name])
+                    number = _AUXILIARY[name]
+                    head = AuxiliaryHead(dtype=self.dtype, name=f"auxiliary{number}")
                     logits = head(x, train=train, positions=positions)
                     if not self.is_initializing():
-                        self.sow("aux_logits", _AUXILIARY[name], logits)
+                        self.sow("aux_logits", f"head{number}", logits)
         x = GlobalAvgPool(name="pool5")(x)
         x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
         return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

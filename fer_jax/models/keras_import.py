@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fer_jax import config as config_lib
 from fer_jax import models
 from fer_jax.models import summary
 
@@ -75,9 +74,8 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
     """
     if model_name not in _LAYERS:
         raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(_LAYERS)}")
-    config = config_lib.get_config().model
-    config.name = model_name
-    shapes = traverse_util.flatten_dict(summary.variable_shapes(models.create_model(config)))
+    network = models.MODELS[model_name]()
+    shapes: Any = traverse_util.flatten_dict(summary.variable_shapes(network))
     weights = _read(pathlib.Path(path))
     numbered = _match_layers(weights, _LAYERS[model_name], path)
     variables = {}

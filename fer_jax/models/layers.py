@@ -204,10 +204,10 @@ class BatchNorm(nn.Module):
             axis_name=self.axis_name if train and not self.is_initializing() else None,
             momentum=self.momentum,
             epsilon=self.epsilon,
-            dtype=x.dtype,
+            dtype=jnp.float32,
         )
         nn.share_scope(self, norm)  # its parameters are this layer's, one level up
-        return norm(x)
+        return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 # The layers that a table of a network shows, each as one row.
