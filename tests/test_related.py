@@ -1,4 +1,5 @@
 import functools
+import os
 import re
 
 import jax
@@ -9,6 +10,10 @@ import pytest
 from fer_jax import config as config_lib
 from fer_jax import models
 from fer_jax.models import googlenet, resnet, summary
+
+# TensorFlow 2.21's oneDNN kernel of a convolution's weight gradient corrupts the heap; TensorFlow
+# reads this when it is first imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 SMALL = ["fathallah", "fully_cnn", "mini_xception", "pcnn"]
 RELATED = [*SMALL, "alexnet", "caffenet", "googlenet", "gudi", "resnet50", "xception"]
