@@ -217,6 +217,7 @@ BAD_ROWS = {
     "pixel huge": ("2," + " ".join(["9" * 99] * 2304) + ",PublicTest", "a pixel is '9"),
     "pixel word": (ROW.replace(" ", " x", 1), "a pixel is 'x"),
     "arabic digits": ("2," + " ".join(["٣"] * 2304) + ",PublicTest", "a pixel is"),
+    "leading zero": ("2," + " ".join(["07"] * 2304) + ",PublicTest", "a pixel is '07'"),
     "two blanks": (ROW.replace(" ", "  ", 1), "2305 pixels"),
     "tab": (ROW.replace(" ", "\t", 1), "2303 pixels"),
     "semicolons": (ROW.replace(",", ";"), "1 fields"),
