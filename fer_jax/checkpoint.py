@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from fer_jax.state import TrainState
 
-SCORE = "valid/accuracy"
+log = logging.getLogger("fer_jax")
 
 
 class CheckpointError(RuntimeError):
@@ -36,21 +36,38 @@ class Checkpointer:
     def __init__(self, workdir: Path):
         """Opens, or creates, the folder; `workdir` may be relative."""
         self.folder = Path(workdir).resolve() / "checkpoints"
+
+        def score(metrics: dict[str, float]) -> float:
+            return metrics["score"]
+
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(n=2),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"],
+                    get_metric_fn=score,
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 ),
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, enable_async_checkpointing=True
+            preservation_policy=policy,
+            best_fn=score,  # without it, orbax would not write the scores down
+            enable_async_checkpointing=True,
         )
+        self._set_aside_damaged()
         with self._explained("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _set_aside_damaged(self) -> None:
+        """Renames checkpoints whose score cannot be read: orbax would refuse to open the folder."""
+        for path in self.folder.glob("*/metrics/metrics"):
+            try:
+                json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                step = path.parent.parent
+                log.warning("%s cannot be read (%s); set aside as %s.damaged", step, error, step)
+                step.rename(step.with_suffix(".damaged"))
 
     def __enter__(self) -> "Checkpointer":
         """Returns itself."""
@@ -171,14 +188,14 @@ class Checkpointer:
             try:
                 restored = self.restore(state, step)
             except CheckpointError as error:
-                logging.getLogger("fer_jax").warning("%s; trying the one before", error)
+                log.warning("%s; trying the one before", error)
                 unreadable.append(step)
                 continue
             for bad in unreadable:
                 shutil.rmtree(self.folder / str(bad), ignore_errors=True)
             self._manager.reload()
             return restored
-        if steps:
+        if steps or list(self.folder.glob("*.damaged")):
             raise CheckpointError(
                 f"none of the checkpoints in {self.folder} can be read; move the folder away to "
                 "start anew"

@@ -1,0 +1,59 @@
+"""Trains like `launch.py`, and kills itself with SIGKILL where the last argument says.
+
+python killed_run.py CONFIG WORKDIR step:7     after step 7, before anything else happens
+python killed_run.py CONFIG WORKDIR save:8:20  20 ms after the checkpoint of step 8 is begun
+python killed_run.py CONFIG WORKDIR never
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from fer_jax import checkpoint, devices, train
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_after_step(number: int) -> None:
+    after_step = train._Run._after_step
+
+    def killed(run, progress):
+        after_step(run, progress)
+        if int(run.state.step) == number:
+            die()
+
+    train._Run._after_step = killed
+
+
+def kill_during_save(number: int, delay_ms: int) -> None:
+    save = checkpoint.Checkpointer.save
+
+    def killed(self, state, progress, score):
+        if int(state.step) == number:
+            threading.Timer(delay_ms / 1000, die).start()
+        save(self, state, progress, score)
+
+    checkpoint.Checkpointer.save = killed
+
+
+def main() -> None:
+    path, workdir, when = sys.argv[1:]
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kind, *numbers = when.split(":")
+    if kind == "step":
+        kill_after_step(int(numbers[0]))
+    elif kind == "save":
+        kill_during_save(int(numbers[0]), int(numbers[1]))
+    devices.setup()
+    train.train_and_evaluate(module.get_config(), Path(workdir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What a run keeps when it is killed, stopped, or when the disk is full: with real processes."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 7  # of four steps
+
+EXPERIMENT = """
+from fer_jax.config import get_config as default_config
+
+def get_config():
+    config = default_config()
+    config.experiment = "killed"
+    config.data.name = "synthetic_faces"
+    config.data.data_dir = {data_dir!r}
+    config.data.pipeline = "resident"
+    config.train.batch_size = 16
+    config.train.epochs = {epochs}
+    config.augment.flip = True
+    return config
+"""
+
+KILLS = [
+    *(f"step:{n}" for n in (1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 14, 15, 17, 19, 21, 23, 26)),
+    "save:4:0",
+    "save:8:5",
+    "save:12:20",
+    "save:16:50",
+    "save:20:100",
+    "save:24:200",
+]
+# In the order in which a run meets them; a save comes after the step of its number.
+KILLS.sort(key=lambda kill: (int(kill.split(":")[1]), kill.startswith("save")))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return os.environ | {
+        "FER_JAX_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def experiment(tmp_path, data_dir):
+    path = tmp_path / "killed.py"
+    path.write_text(EXPERIMENT.format(data_dir=str(data_dir), epochs=EPOCHS))
+    return path
+
+
+def killed_run(experiment, folder, when, environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "tests/killed_run.py", experiment, folder, when],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def launch(environment, *arguments, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "launch.py", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def arrays_of(folder):
+    """Returns every array of the newest checkpoint, read with orbax alone."""
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    state = ocp.StandardCheckpointer().restore(folder / "checkpoints" / str(step) / "state")
+    import jax
+
+    return jax.tree.map(np.asarray, state)
+
+
+def outcome(folder):
+    """Returns all of a run that must not depend on its having been killed."""
+    results = json.loads((folder / "results.json").read_text())
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timeless = lambda rows: [{k: v for k, v in r.items() if k != "train_s"} for r in rows]  # noqa: E731
+    return {
+        "metrics": results["metrics"],
+        "predictions": results["predictions"],
+        "history": timeless(results["history"]),
+        "log": timeless(rows),
+        "best_epoch": results["best_epoch"],
+        "test_evaluations": results["test_evaluations"],
+    }
+
+
+def test_a_run_killed_over_and_over_ends_as_one_never_interrupted(
+    experiment, tmp_path, environment
+):
+    import jax
+
+    assert len(KILLS) >= 20
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = killed_run(experiment, whole, "never", environment)
+    assert done.returncode == 0, done.stderr
+    for when in KILLS:
+        run = killed_run(experiment, killed, when, environment)
+        assert run.returncode == -signal.SIGKILL, f"{when}: {run.returncode}\n{run.stderr}"
+        assert not (killed / "results.json").exists()
+    done = killed_run(experiment, killed, "never", environment)
+    assert done.returncode == 0, done.stderr
+    assert outcome(killed) == outcome(whole)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(killed), arrays_of(whole))
+    resumed = json.loads((killed / "results.json").read_text())["resumed_at"]
+    assert len(resumed) > 5
+    assert resumed == sorted(resumed)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_with_a_line_and_the_run_goes_on(
+    signum, experiment, tmp_path, environment
+):
+    folder = tmp_path / "run"
+    arguments = (f"--config={experiment}", f"--workdir={folder}", "--config.train.epochs=2000")
+    run = launch(environment, *arguments)
+    deadline = time.monotonic() + 120
+    log = folder / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(signum)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signum
+    assert f"Stopped by {signal.Signals(signum).name} at step" in errors
+    assert "Traceback" not in errors
+    saved = int(errors.split("at step ")[1].split(";")[0])
+    again = launch(environment, *arguments[:2], f"--config.train.epochs={saved // 4 + 2}")
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert f"Going on from step {saved}" in errors
+    assert "results.json" in output
+
+
+def test_a_second_run_on_the_folder_is_refused(experiment, tmp_path, environment):
+    folder = tmp_path / "run"
+    arguments = (f"--config={experiment}", f"--workdir={folder}", "--config.train.epochs=2000")
+    first = launch(environment, *arguments)
+    try:
+        while not (folder / "checkpoints").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        second = launch(environment, *arguments)
+        _, errors = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "another run is using" in errors
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@contextlib.contextmanager
+def tmpfs(folder, options):
+    """Mounts a file system in memory; only root may."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def one_epoch_then(experiment, folder, environment, **kwargs):
+    """Runs an epoch, then goes on as `kwargs` restrict; returns (before, status, errors)."""
+    common = (f"--config={experiment}", f"--workdir={folder}")
+    first = launch(environment, *common, "--config.train.epochs=1")
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    before = arrays_of(folder)
+    second = launch(environment, *common, "--config.train.epochs=3", **kwargs)
+    _, errors = second.communicate(timeout=120)
+    return before, second.returncode, errors
+
+
+def assert_intact(folder, before):
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, before, arrays_of(folder))
+
+
+def test_a_limit_on_file_size_is_a_clear_error(experiment, tmp_path, environment):
+    folder = tmp_path / "run"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    before, status, errors = one_epoch_then(experiment, folder, environment, preexec_fn=limit)
+    assert status == 1, errors
+    assert "could not write a checkpoint" in errors
+    assert "Traceback" not in errors
+    assert_intact(folder, before)
+
+
+def test_a_full_disk_is_a_clear_error_and_keeps_the_checkpoint(experiment, tmp_path, environment):
+    with tmpfs(tmp_path / "disk", "size=9m") as disk:
+        before, status, errors = one_epoch_then(experiment, disk / "run", environment)
+        assert status == 1, errors
+        assert "could not write a checkpoint" in errors
+        assert "Traceback" not in errors
+        assert_intact(disk / "run", before)
+
+
+def test_a_read_only_disk_is_a_clear_error(experiment, tmp_path, environment):
+    with tmpfs(tmp_path / "disk", "ro") as disk:
+        run = launch(environment, f"--config={experiment}", f"--workdir={disk / 'run'}")
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 1
+        assert "cannot write in" in errors
+        assert "Traceback" not in errors
