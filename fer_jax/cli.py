@@ -3,15 +3,14 @@
 import logging
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from fer_jax import config as config_lib
 from fer_jax import devices, workdir
+from fer_jax.config import Config
 
 log = logging.getLogger("fer_jax")
 
 
-def run(mode: str, config: ConfigDict, folder: Path | None, split: str) -> int:
+def run(mode: str, config: Config, folder: Path | None, split: str) -> int:
     """Runs one mode.
 
     Args:
@@ -47,13 +46,13 @@ def run(mode: str, config: ConfigDict, folder: Path | None, split: str) -> int:
     return 0
 
 
-def _summary(config: ConfigDict) -> None:
+def _summary(config: Config) -> None:
     from fer_jax.models import create_model, summary
 
     print(summary.format_table(create_model(config.model)))
 
 
-def _evaluate(config: ConfigDict, folder: Path, split: str) -> None:
+def _evaluate(config: Config, folder: Path, split: str) -> None:
     from fer_jax import train
 
     found = train.evaluate_best(config, folder, split)

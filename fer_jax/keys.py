@@ -5,7 +5,7 @@ import jax
 _ORDER, _INIT, _STEP = range(3)
 
 
-def _fold(seed: jax.Array, use: int, count: jax.Array) -> jax.Array:
+def _fold(seed: jax.Array, use: int, count: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), count)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset
 from fer_jax.devices import cpu_cores
 
@@ -77,7 +77,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe_config(config: ConfigDict) -> dict[str, Any]:
+def describe_config(config: Config) -> dict[str, Any]:
     """Returns the configuration without the paths, which say nothing to others."""
     plain = config.to_dict()
     for field in ("source", "data_dir"):

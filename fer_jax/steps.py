@@ -16,9 +16,9 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from fer_jax import keys, metrics
+from fer_jax.config import Config
 from fer_jax.data.augment import augment
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch
 from fer_jax.models import BATCH_AXIS, NUM_CLASSES
@@ -27,7 +27,7 @@ from fer_jax.state import TrainState
 AUX_WEIGHT = 0.3  # of each auxiliary head's loss; Szegedy et al. 2015, section 5
 
 
-def create_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def create_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Builds the optimiser that `config.train` describes.
 
     Args:
@@ -94,7 +94,7 @@ def objective(
 def _make_device_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    config: ConfigDict,
+    config: Config,
     class_weights: np.ndarray | None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], TrainState]:
     """Returns one device's share of a step: (state, its images uint8, its labels) -> state."""
@@ -143,7 +143,7 @@ def _make_device_step(
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    config: ConfigDict,
+    config: Config,
     mesh: Mesh,
     class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], TrainState]:
@@ -174,7 +174,7 @@ def make_train_step(
 def make_resident_steps(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    config: ConfigDict,
+    config: Config,
     mesh: Mesh,
     class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, int], TrainState]:
@@ -261,7 +261,7 @@ def make_eval_step(model: nn.Module, mesh: Mesh) -> Callable[..., tuple[EvalSums
     """
 
     def step(variables, images, labels, mask, unique):
-        logits = model.apply(variables, to_float(images), train=False)
+        logits: Any = model.apply(variables, to_float(images), train=False)
         sums = {
             "all": metrics.batch_sums(logits, labels, mask),
             "unique": metrics.batch_sums(logits, labels, mask & unique),

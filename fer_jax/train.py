@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fer_jax import devices, metrics, plots, record, steps
 from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
-from fer_jax.config import flatten, validate
+from fer_jax.config import Config, flatten, validate
 from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
@@ -66,7 +66,7 @@ class _StopRequest:
         signal.signal(signum, self._before[signum])
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """Trains, or goes on training, and returns the run's record.
 
     Args:
@@ -91,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return _Run(config, workdir, stop).finish()
 
 
-def changed_fields(config: ConfigDict, before: dict[str, Any]) -> list[str]:
+def changed_fields(config: Config, before: dict[str, Any]) -> list[str]:
     """Lists the fields that keep a run from going on.
 
     Args:
@@ -115,7 +115,7 @@ def changed_fields(config: ConfigDict, before: dict[str, Any]) -> list[str]:
     ]
 
 
-def _refuse_changes(config: ConfigDict, before: dict[str, Any], workdir: Path) -> None:
+def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> None:
     changes = changed_fields(config, before)
     if changes:
         raise TrainingError(
@@ -124,7 +124,7 @@ def _refuse_changes(config: ConfigDict, before: dict[str, Any], workdir: Path) -
         )
 
 
-def _finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """Returns the record of a complete run with this configuration, if there is one."""
     found = wd.read_json(workdir / "results.json")
     if found is None:
@@ -144,7 +144,7 @@ def _finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
 class _Run:
     """One run: what is built once from the configuration, and what changes from epoch to epoch."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, stop: _StopRequest):
+    def __init__(self, config: Config, workdir: Path, stop: _StopRequest):
         self.config = config
         self.workdir = workdir
         self.stop = stop
@@ -455,7 +455,7 @@ class _Run:
         }
 
 
-def evaluate_best(config: ConfigDict, workdir: Path, split: str) -> dict[str, Any]:
+def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on one split.
 
     Args:

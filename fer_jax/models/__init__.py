@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
+from fer_jax.config import Config
 from fer_jax.models import alexnet, googlenet, paper, related, resnet, xception
 from fer_jax.models.layers import BATCH_AXIS
 from fer_jax.models.paper import NUM_CLASSES
@@ -33,7 +33,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def create_model(config: ConfigDict, axis_name: str | None = None) -> nn.Module:
+def create_model(config: Config, axis_name: str | None = None) -> nn.Module:
     """Builds the network that `config.model` names.
 
     Every network is called as `model.apply(variables, images, train=..., positions=...)`:
