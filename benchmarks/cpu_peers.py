@@ -1,0 +1,351 @@
+"""Trains the study's networks with this package, Keras and PyTorch, and compares their speed.
+
+uv run python benchmarks/cpu_peers.py --torch_python=/path/to/python
+
+Every measurement is a fresh process, and the peers take turns: a ratio compares two processes of
+one round, minutes apart at most. See README.md beside this file.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from absl import app, flags
+
+FORMAT = 1
+FOLDER = Path(__file__).resolve().parent
+OURS = "fer_jax"
+PEERS = {
+    OURS: "fer-jax",
+    "keras": "Keras on TensorFlow",
+    "torch": "PyTorch eager",
+    "torch_compile": "torch.compile",
+}
+TRAIN_PASSES = 3  # FLOPs of a training step in forward passes: forward and two gradients
+WORKER_LIMIT_S = 900
+
+_TORCH_PYTHON = flags.DEFINE_string(
+    "torch_python", None, "Python of an environment with PyTorch and NumPy; without it, no PyTorch."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds; each measures every peer once.", 1)
+_COMPILE_REPEATS = flags.DEFINE_integer(
+    "compile_repeats", 1, "Rounds that take in torch.compile, which takes long to compile.", 0
+)
+_MODELS = flags.DEFINE_list("models", ["arch01", "arch02", "arch03"], "Networks to train.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds each measurement is timed for.", 0.0)
+_OUTPUT = flags.DEFINE_string(
+    "output", str(FOLDER.parent / "results" / "cpu_peers.json"), "Where the record goes."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network and the batch it is trained with; `evaluate` once for each network."""
+
+    model: str
+    batch: int
+    evaluate: bool
+
+    @property
+    def name(self) -> str:
+        """The key of the case in the record."""
+        return f"{self.model}_bs{self.batch}"
+
+
+CASES = (
+    Case("arch01", 96, True),
+    Case("arch02", 96, True),
+    Case("arch02", 16, False),
+    Case("arch03", 96, True),
+)
+
+Run = dict[str, Any]  # case, peer, round, and the worker's numbers or `error`
+
+
+def measure_all(
+    cases: list[Case], torch_python: str | None, repeats: int, compile_repeats: int, seconds: float
+) -> tuple[list[Run], list[dict[str, float]]]:
+    """Runs every measurement, peers in turn.
+
+    Args:
+      cases: what to train.
+      torch_python: Python that has PyTorch; None leaves PyTorch out.
+      repeats: rounds.
+      compile_repeats: rounds that `torch.compile` takes part in.
+      seconds: how long each measurement is timed.
+
+    Returns:
+      The runs, and for each round the GFLOP/s of a matrix product by library.
+    """
+    runs, peaks = [], []
+    with tempfile.TemporaryDirectory(prefix="fer_jax_cpu_peers_") as caches:
+        env = os.environ | {
+            "FER_JAX_CACHE": f"{caches}/jax",  # empty: the first start compiles everything
+            "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
+            "JAX_PLATFORMS": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        for turn in range(repeats):
+            peak = _run([sys.executable, "matmul_peak.py", str(seconds / 2)], env)
+            if "error" in peak:
+                sys.exit(f"cpu_peers.py: matmul_peak.py failed: {peak['error']}")
+            peaks.append(peak["gflops_per_s"])
+            for case in cases:
+                for peer in order_of(turn, torch_python is not None, turn < compile_repeats):
+                    start = time.perf_counter()
+                    found = _run(_command(peer, case, torch_python, seconds), env)
+                    runs.append({"case": case.name, "peer": peer, "round": turn, **found})
+                    took = time.perf_counter() - start
+                    _report(runs[-1], f"round {turn + 1}/{repeats}", took)
+    return runs, peaks
+
+
+def order_of(turn: int, with_torch: bool, with_compile: bool) -> list[str]:
+    """Returns the peers of a round in the order they run; who comes first changes each time."""
+    peers = [p for p in PEERS if with_torch or not p.startswith("torch")]
+    if not with_compile:
+        peers = [p for p in peers if p != "torch_compile"]
+    first = turn % len(peers)
+    return peers[first:] + peers[:first]
+
+
+def _command(peer: str, case: Case, torch_python: str | None, seconds: float) -> list[str]:
+    python = torch_python if torch_python and peer.startswith("torch") else sys.executable
+    script = f"peer_{peer.removesuffix('_compile')}.py"
+    command = [python, script, case.model, str(case.batch), f"--seconds={seconds}"]
+    command += ["--evaluate"] * case.evaluate
+    return command + ["--compile"] * peer.endswith("_compile")
+
+
+def _run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    """Runs a worker; returns its line, or its last words as `error`."""
+    try:
+        done = subprocess.run(
+            command, cwd=FOLDER, env=env, capture_output=True, text=True, timeout=WORKER_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {WORKER_LIMIT_S} s"}
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["nothing on standard error"]
+        return {"error": f"exit status {done.returncode}: {words[-1]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _report(run: Run, progress: str, took: float) -> None:
+    result = run["error"] if "error" in run else f"{run['train_images_per_s']:.0f} images/s"
+    line = f"{progress}  {run['case']:<12} {PEERS[run['peer']]:<20} {result} ({took:.0f} s)"
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_same_network(runs: list[Run]) -> None:
+    """Raises ValueError unless all peers trained as many parameters."""
+    counts: dict[str, set[tuple[str, int]]] = {}
+    for run in runs:
+        if "parameters" in run:
+            counts.setdefault(run["case"], set()).add((run["peer"], run["parameters"]))
+    for case, found in counts.items():
+        if len({parameters for _, parameters in found}) > 1:
+            raise ValueError(f"{case}: the peers' parameters differ: {sorted(found)}")
+
+
+def summarize(runs: list[Run], peaks: list[dict[str, float]]) -> dict[str, Any]:
+    """Computes medians and ratios.
+
+    Args:
+      runs: from :func:`measure_all`.
+      peaks: GFLOP/s of a matrix product by library, for each round.
+
+    Returns:
+      `matmul_gflops_per_s`, the best library's median; `cases`: case -> `train` and, where it was
+      measured, `eval` (see :func:`_speed`) and `start_s`: peer -> seconds from the imports' end to
+      the end of the first step, `first` in round 1 and `later` the median of the others.
+    """
+    peak = max(median(p[library] for p in peaks) for library in peaks[0])
+    cases = {}
+    for case in dict.fromkeys(run["case"] for run in runs):
+        of_case = [run for run in runs if run["case"] == case]
+        cases[case] = {
+            "train": _speed(of_case, "train_images_per_s", TRAIN_PASSES, peak),
+            "start_s": _starts(of_case),
+        }
+        if any("eval_images_per_s" in run for run in of_case):
+            cases[case]["eval"] = _speed(of_case, "eval_images_per_s", 1, peak)
+    return {"matmul_gflops_per_s": peak, "cases": cases}
+
+
+def _by_peer(runs: list[Run], field: str) -> dict[str, dict[int, float]]:
+    """Returns peer -> round -> number, without the runs that lack it."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if field in run:
+            found.setdefault(run["peer"], {})[run["round"]] = run[field]
+    return found
+
+
+def _speed(runs: list[Run], field: str, passes: int, peak: float) -> dict[str, Any]:
+    """Returns medians by peer, ratios of ours by peer, and our share of the peak.
+
+    A ratio is ours / peer in one round; its median, smallest and largest value are given.
+    """
+    found = _by_peer(runs, field)
+    ours = found.get(OURS, {})
+    summary: dict[str, Any] = {"images_per_s": {}, "ratio": {}, "peak_share": None}
+    for peer, numbers in found.items():
+        summary["images_per_s"][peer] = {"median": median(numbers.values()), "n": len(numbers)}
+    for peer, numbers in found.items():
+        if peer == OURS:
+            continue
+        ratios = [ours[turn] / numbers[turn] for turn in sorted(ours.keys() & numbers.keys())]
+        if ratios:
+            summary["ratio"][peer] = {
+                "median": median(ratios),
+                "min": min(ratios),
+                "max": max(ratios),
+                "n": len(ratios),
+            }
+    if ours:
+        flop = passes * next(run["flops"] for run in runs if "flops" in run)
+        summary["peak_share"] = 1e-9 * flop * median(ours.values()) / peak
+    return summary
+
+
+def _starts(runs: list[Run]) -> dict[str, dict[str, float | None]]:
+    starts = {}
+    for peer, numbers in _by_peer(runs, "start_s").items():
+        later = [seconds for turn, seconds in numbers.items() if turn > 0]
+        starts[peer] = {"first": numbers.get(0), "later": median(later) if later else None}
+    return starts
+
+
+def format_tables(summary: dict[str, Any], peers: list[str]) -> str:
+    """Returns the summary as Markdown.
+
+    Args:
+      summary: from :func:`summarize`.
+      peers: the columns, ours among them.
+    """
+    others = [peer for peer in peers if peer != OURS]
+    titles = [PEERS[OURS], *[PEERS[peer] for peer in others], *[f"vs {PEERS[p]}" for p in others]]
+    parts = []
+    for kind, title in (
+        ("train", "Training, images/s"),
+        ("eval", "Evaluation in batches of 256, images/s"),
+    ):
+        rows = [
+            [_case_title(case), *_speed_cells(found[kind], others)]
+            for case, found in summary["cases"].items()
+            if kind in found
+        ]
+        if rows:
+            parts.append(_table([title, *titles, "share of peak"], rows))
+    header = ["First step after imports, s"]
+    for peer in [OURS, *others]:
+        header += [f"{PEERS[peer]}, first start", "later"]
+    rows = []
+    for case, found in summary["cases"].items():
+        starts = [found["start_s"].get(peer, {}) for peer in [OURS, *others]]
+        cells = [_number(start.get(when), ".1f") for start in starts for when in ("first", "later")]
+        rows.append([_case_title(case), *cells])
+    parts.append(_table(header, rows))
+    parts.append(
+        f"Medians of n fresh processes. Ratios: images/s of {PEERS[OURS]} by the peer's, paired by "
+        "round: median (smallest to largest). Share of peak: FLOPs of convolutions and dense "
+        f"layers (training: {TRAIN_PASSES} times the forward pass) against a 1024^3 float32 matrix "
+        f"product at {summary['matmul_gflops_per_s']:.0f} GFLOP/s."
+    )
+    return "\n\n".join(parts)
+
+
+def _case_title(case: str) -> str:
+    model, batch = case.split("_bs")
+    return f"Architecture {model.removeprefix('arch')}, batch {batch}"
+
+
+def _speed_cells(found: dict[str, Any], others: list[str]) -> list[str]:
+    cells = []
+    for peer in [OURS, *others]:
+        speed = found["images_per_s"].get(peer)
+        cells.append(f"{speed['median']:.0f} (n={speed['n']})" if speed else "-")
+    for peer in others:
+        ratio = found["ratio"].get(peer)
+        cells.append(
+            f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "-"
+        )
+    return [*cells, _number(found["peak_share"], ".0%")]
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _chosen_cases(models: list[str]) -> list[Case]:
+    allowed = sorted({case.model for case in CASES})
+    for model in models:
+        if model not in allowed:
+            sys.exit(f"cpu_peers.py: no network {model!r} in --models; use {', '.join(allowed)}")
+    return [case for case in CASES if case.model in models]
+
+
+def _check_torch(python: str | None) -> None:
+    if python is None:
+        print(
+            "No --torch_python=PATH: PyTorch's columns are left out. README.md beside this file "
+            "says how to make an environment for it.",
+            file=sys.stderr,
+        )
+        return
+    try:
+        subprocess.run([python, "-c", "import torch, numpy"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = getattr(error, "stderr", None) or str(error).encode()
+        reason = words.decode().strip().splitlines()[-1]
+        sys.exit(f"cpu_peers.py: --torch_python={python} cannot import torch and numpy: {reason}")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"cpu_peers.py: unexpected argument {argv[1]!r}; every option is a --flag")
+    cases = _chosen_cases(_MODELS.value)
+    torch_python = _TORCH_PYTHON.value
+    _check_torch(torch_python)
+    output = Path(_OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "repeats": _REPEATS.value,
+        "compile_repeats": _COMPILE_REPEATS.value if torch_python else 0,
+        "seconds": _SECONDS.value,
+    }
+    runs, peaks = measure_all(
+        cases, torch_python, settings["repeats"], settings["compile_repeats"], settings["seconds"]
+    )
+    check_same_network(runs)
+    summary = summarize(runs, peaks)
+    peers = [peer for peer in PEERS if any(run["peer"] == peer for run in runs)]
+    print(format_tables(summary, peers))
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from fer_jax import record
+
+    environment = record.environment()
+    for run in runs:
+        environment["versions"] |= run.pop("versions", {})
+    found = {"format": FORMAT, "environment": environment, "settings": settings, **summary}
+    found |= {"matmul": peaks, "runs": runs}
+    output.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nWritten: {output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,66 @@
+"""The study's networks trained by this package: the steps, devices and loop of a real run."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
+
+from fer_jax import devices, steps
+from fer_jax.config import get_config
+from fer_jax.models import BATCH_AXIS, create_model, summary
+from fer_jax.state import create_state
+
+STEPS_PER_EPOCH = 100  # a constant learning rate does not depend on it
+
+
+def measure(args):
+    devices.setup()
+    start = time.perf_counter()
+    config = get_config()
+    config.model.name = args.model
+    config.train.batch_size = args.batch
+    mesh = devices.create_mesh(config.train.devices, args.batch)
+    sharding = devices.sharded(mesh)
+    model = create_model(config.model, axis_name=BATCH_AXIS)
+    tx = steps.create_optimizer(config, STEPS_PER_EPOCH)
+    create = jax.jit(create_state, static_argnums=(0, 1))
+    state = create(model, tx, jnp.uint32(config.seed))
+    state = devices.put(jax.device_get(state), devices.replicated(mesh))
+    batch = create_batch(args.batch)
+    step = steps.make_train_step(model, tx, config, mesh)
+    step = step.lower(state, *devices.put(batch, sharding)).compile()
+
+    def wait():
+        jax.block_until_ready(state.step)
+        return int(state.bad_step), int(state.step)
+
+    def train():
+        nonlocal state
+        placed = devices.put(batch, sharding)  # while the step before is still running
+        wait()
+        state = step(state, *placed)
+
+    train()
+    jax.block_until_ready(state)
+    yield {"start_s": time.perf_counter() - start}
+    yield {"train_images_per_s": args.batch * calls_per_s(train, wait, args.seconds)}
+    if args.evaluate:
+        mask = np.ones(EVAL_BATCH, bool)
+        batch = (*create_batch(EVAL_BATCH), mask, mask)
+        variables = state.variables
+        run = steps.make_eval_step(model, mesh)
+        run = run.lower(variables, *devices.put(batch, sharding)).compile()
+
+        def evaluate():
+            return np.asarray(run(variables, *devices.put(batch, sharding))[1])
+
+        rate = EVAL_BATCH * calls_per_s(evaluate, lambda: None, args.seconds)
+        yield {"eval_images_per_s": rate}
+    yield {"parameters": summary.parameter_counts(model)[1], "flops": summary.flops(model)}
+    yield {"devices": mesh.size, "bad_step": int(state.bad_step)}
+
+
+if __name__ == "__main__":
+    run_worker(measure)

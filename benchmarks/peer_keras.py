@@ -1,0 +1,93 @@
+"""The study's networks trained by Keras on TensorFlow, NHWC.
+
+What is timed is the compiled step inside `fit`, fed by a `tf.data` iterator: `fit` itself, its
+callbacks and metrics left out, only adds to it.
+"""
+
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import tensorflow as tf
+from workload import (
+    CLASSES,
+    DROPOUT,
+    EVAL_BATCH,
+    LEARNING_RATE,
+    NETWORKS,
+    calls_per_s,
+    create_batch,
+    run_worker,
+)
+
+
+def create_model(name: str) -> keras.Model:
+    """Builds a network of images `[batch, 48, 48, 1]` uint8, normalised in its first layer."""
+    images = keras.Input((48, 48, 1), dtype="uint8")
+    x, flat = keras.layers.Rescaling(1 / 255)(images), False
+    for kind, size, *rest in [*NETWORKS[name], ("logits", CLASSES)]:
+        if kind == "conv":
+            x = keras.layers.Conv2D(
+                size, rest[0], activation="relu", kernel_initializer="he_normal"
+            )(x)
+        elif kind in ("max", "avg"):
+            pools = {"max": keras.layers.MaxPooling2D, "avg": keras.layers.AveragePooling2D}
+            x = pools[kind](size, rest[0])(x)
+        else:
+            x = x if flat else keras.layers.Flatten()(x)
+            flat = True
+            activation = "relu" if kind == "dense" else None
+            x = keras.layers.Dense(size, activation, kernel_initializer="he_normal")(x)
+            x = keras.layers.Dropout(DROPOUT)(x) if kind == "dense" else x
+    return keras.Model(images, x)
+
+
+def count_parameters(model: keras.Model) -> int:
+    return model.count_params()
+
+
+def measure(args):
+    keras.utils.set_random_seed(0)
+    start = time.perf_counter()
+    model = create_model(args.model)
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=args.jit,
+    )
+    batches = tf.data.Dataset.from_tensors(create_batch(args.batch)).repeat().prefetch(4)
+    model.fit(batches, steps_per_epoch=1, shuffle=False, verbose=0)
+    yield {"start_s": time.perf_counter() - start}
+
+    step, iterator = model.train_function, iter(batches)
+    logs = {}
+
+    def train():
+        nonlocal logs
+        logs = step(iterator)
+
+    def wait():
+        return [value.numpy() for value in logs.values()]
+
+    yield {"train_images_per_s": args.batch * calls_per_s(train, wait, args.seconds)}
+    if args.evaluate:
+        images, _ = create_batch(EVAL_BATCH)
+
+        @tf.function(jit_compile=args.jit)
+        def probabilities(images):
+            return tf.nn.softmax(model(images, training=False))
+
+        def evaluate():
+            return probabilities(tf.convert_to_tensor(images)).numpy()
+
+        rate = EVAL_BATCH * calls_per_s(evaluate, lambda: None, args.seconds)
+        yield {"eval_images_per_s": rate}
+    versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
+    yield {"parameters": count_parameters(model), "versions": versions}
+
+
+if __name__ == "__main__":
+    run_worker(measure, "--jit")
