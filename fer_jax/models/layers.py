@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fer_jax import ops
+from fer_jax.depthwise import depthwise_conv
 
 BATCH_AXIS = "batch"  # name of the mesh axis that a batch is sharded over
 
@@ -71,12 +72,14 @@ class SeparableConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`."""
         channels = x.shape[-1]
-        depthwise = Conv(
+        depthwise = nn.Conv(
             channels,
             (3, 3),
             feature_group_count=channels,
             use_bias=False,
             dtype=self.dtype,
+            kernel_init=he_normal,
+            conv_general_dilated=depthwise_conv,
             name="depthwise",
         )
         pointwise = Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="pointwise")
