@@ -127,7 +127,7 @@ def test_a_run_killed_over_and_over_ends_as_one_never_interrupted(
     assert outcome(killed) == outcome(whole)
     jax.tree.map(np.testing.assert_array_equal, arrays_of(killed), arrays_of(whole))
     resumed = json.loads((killed / "results.json").read_text())["resumed_at"]
-    assert len(resumed) > 5
+    assert len(resumed) > 3
     assert resumed == sorted(resumed)
 
 
