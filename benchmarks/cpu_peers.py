@@ -25,6 +25,7 @@ OURS = "fer_jax"
 PEERS = {
     OURS: "fer-jax",
     "keras": "Keras on TensorFlow",
+    "keras_compile": "Keras with XLA",  # `jit_compile`, Keras's default
     "torch": "PyTorch eager",
     "torch_compile": "torch.compile",
 }
@@ -36,7 +37,7 @@ _TORCH_PYTHON = flags.DEFINE_string(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds; each measures every peer once.", 1)
 _COMPILE_REPEATS = flags.DEFINE_integer(
-    "compile_repeats", 1, "Rounds that take in torch.compile, which takes long to compile.", 0
+    "compile_repeats", 1, "Rounds that take in torch.compile and Keras with XLA, slow to start.", 0
 )
 _MODELS = flags.DEFINE_list("models", ["arch01", "arch02", "arch03"], "Networks to train.")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds each measurement is timed for.", 0.0)
@@ -78,7 +79,7 @@ def measure_all(
       cases: what to train.
       torch_python: Python that has PyTorch; None leaves PyTorch out.
       repeats: rounds.
-      compile_repeats: rounds that `torch.compile` takes part in.
+      compile_repeats: rounds that the peers with a compiler take part in.
       seconds: how long each measurement is timed.
 
     Returns:
@@ -111,7 +112,7 @@ def order_of(turn: int, with_torch: bool, with_compile: bool) -> list[str]:
     """Returns the peers of a round in the order they run; who comes first changes each time."""
     peers = [p for p in PEERS if with_torch or not p.startswith("torch")]
     if not with_compile:
-        peers = [p for p in peers if p != "torch_compile"]
+        peers = [p for p in peers if not p.endswith("_compile")]
     first = turn % len(peers)
     return peers[first:] + peers[:first]
 
@@ -324,7 +325,7 @@ def main(argv: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "repeats": _REPEATS.value,
-        "compile_repeats": _COMPILE_REPEATS.value if torch_python else 0,
+        "compile_repeats": _COMPILE_REPEATS.value,
         "seconds": _SECONDS.value,
     }
     runs, peaks = measure_all(
