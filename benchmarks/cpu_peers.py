@@ -9,6 +9,7 @@ one round, minutes apart at most. See README.md beside this file.
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -299,28 +300,31 @@ def _chosen_cases(models: list[str]) -> list[Case]:
     return [case for case in CASES if case.model in models]
 
 
-def _check_torch(python: str | None) -> None:
+def _find_torch(python: str | None) -> str | None:
+    """Returns the absolute path of a Python that has PyTorch, None if none was given."""
     if python is None:
         print(
             "No --torch_python=PATH: PyTorch's columns are left out. README.md beside this file "
             "says how to make an environment for it.",
             file=sys.stderr,
         )
-        return
+        return None
+    # Absolute, as workers run in another folder; links are kept, they make the environment.
+    found = os.path.abspath(shutil.which(python) or python)
     try:
-        subprocess.run([python, "-c", "import torch, numpy"], check=True, capture_output=True)
+        subprocess.run([found, "-c", "import torch, numpy"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         words = getattr(error, "stderr", None) or str(error).encode()
         reason = words.decode().strip().splitlines()[-1]
         sys.exit(f"cpu_peers.py: --torch_python={python} cannot import torch and numpy: {reason}")
+    return found
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"cpu_peers.py: unexpected argument {argv[1]!r}; every option is a --flag")
     cases = _chosen_cases(_MODELS.value)
-    torch_python = _TORCH_PYTHON.value
-    _check_torch(torch_python)
+    torch_python = _find_torch(_TORCH_PYTHON.value)
     output = Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {

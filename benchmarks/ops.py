@@ -1,0 +1,144 @@
+"""Times forward and gradients of every layer of the study's networks, ours against autodiff's.
+
+    python benchmarks/ops.py            # prints a table, writes results/cpu_ops.json
+
+Each of ours and autodiff's runs alone as a compiled function; the two take turns. A number is the
+fastest of `--repeats` calls, so that other work on the machine does not enter into it.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import linen as nn
+from jax import lax
+
+from fer_jax import memory, ops, record
+
+_BATCH = flags.DEFINE_integer("batch", 96, "images")
+_REPEATS = flags.DEFINE_integer("repeats", 20, "calls of each function")
+_OUTPUT = flags.DEFINE_string("output", "results/cpu_ops.json", "where the record goes")
+
+# Input side, input channels, filters, kernel side.
+CONVOLUTIONS = {
+    "arch01/conv1": (48, 1, 64, 5),
+    "arch01/conv2": (20, 64, 64, 3),
+    "arch01/conv3": (18, 64, 64, 3),
+    "arch01/conv4": (7, 64, 128, 3),
+    "arch01/conv5": (5, 128, 128, 3),
+    "arch02/conv1": (48, 1, 32, 3),
+    "arch02/conv2": (23, 32, 32, 3),
+    "arch03/conv2": (46, 32, 32, 3),
+    "arch03/conv3": (22, 32, 64, 3),
+    "arch03/conv4": (20, 64, 64, 3),
+    "arch03/conv5": (9, 64, 128, 3),
+    "arch03/conv6": (7, 128, 128, 3),
+}
+# Pooling, input side, channels, window; every stride is 2.
+POOLINGS = {
+    "arch01/pool1": ("max_pool", 44, 64, 5),
+    "arch01/pool2": ("avg_pool", 16, 64, 3),
+    "arch02/pool1": ("max_pool", 46, 32, 2),
+    "arch02/pool2": ("max_pool", 21, 32, 2),
+    "arch03/pool1": ("max_pool", 44, 32, 2),
+    "arch03/pool2": ("max_pool", 18, 64, 2),
+}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    memory.keep_freed_memory()
+    matrix = _normal(1024, 1024)
+    product = jax.jit(jnp.matmul)
+    peak = 2e-6 * 1024**3 / _times_ms({"": lambda: product(matrix, matrix)})[""]
+    rows = [_convolution(name, peak, *shape) for name, shape in CONVOLUTIONS.items()]
+    rows += [_pooling(name, *shape) for name, shape in POOLINGS.items()]
+    result = {
+        "environment": record.environment(),
+        "batch": _BATCH.value,
+        "repeats": _REPEATS.value,
+        "matmul_gflops": round(peak, 1),
+        "layers": {row["layer"]: row for row in rows},
+    }
+    Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _convolution(layer, peak, side, channels, filters, kernel):
+    out = side - kernel + 1
+    x, w = _normal(_BATCH.value, side, side, channels), _normal(kernel, kernel, channels, filters)
+    grad = _normal(_BATCH.value, out, out, filters)
+    gflop = 2e-9 * grad.size * kernel * kernel * channels
+
+    def gradient(conv, argument):
+        def f(x, w):
+            return conv(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        return jax.jit(
+            lambda x, w, g: jax.vjp(
+                lambda y: f(y, w) if argument == 0 else f(x, y), (x, w)[argument]
+            )[1](g)[0]
+        )
+
+    forward = jax.jit(
+        lambda x, w: lax.conv_general_dilated(
+            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    ours = gradient(ops.conv_general_dilated, 1)
+    autodiff = gradient(lax.conv_general_dilated, 1)
+    images = gradient(lax.conv_general_dilated, 0)
+    ms = _times_ms(
+        {
+            "forward": lambda: forward(x, w),
+            "input_gradient": lambda: images(x, w, grad),
+            "kernel_gradient": lambda: ours(x, w, grad),
+            "kernel_gradient_autodiff": lambda: autodiff(x, w, grad),
+        }
+    )
+    rates = {name: round(1e3 * gflop / t, 1) for name, t in ms.items()}
+    share = {name: round(rate / peak, 2) for name, rate in rates.items()}
+    print(layer, *(f"{n} {ms[n]:.2f} ms {rates[n]:.0f} GFLOP/s {share[n]:.0%};" for n in ms))
+    return {"layer": layer, "ms": ms, "gflops_per_s": rates, "share_of_matmul": share}
+
+
+def _pooling(layer, name, side, channels, window):
+    x, strides = _normal(_BATCH.value, side, side, channels), (2, 2)
+    pools = {"": getattr(ops, name), "_autodiff": getattr(nn, name)}
+    calls = {}
+    for suffix, pool in pools.items():
+
+        def forward(x, pool=pool):
+            return pool(x, (window, window), strides)
+
+        grad = _normal(*jax.eval_shape(forward, x).shape)
+        compiled = jax.jit(forward)
+        backward = jax.jit(lambda x, g, f=forward: jax.vjp(f, x)[1](g)[0])
+        calls["forward" + suffix] = lambda f=compiled: f(x)
+        calls["backward" + suffix] = lambda f=backward, g=grad: f(x, g)
+    ms = _times_ms(calls)
+    print(layer, *(f"{n} {t:.2f} ms;" for n, t in ms.items()))
+    return {"layer": layer, "ms": ms}
+
+
+def _times_ms(calls):
+    """Fastest call of each function, in milliseconds; the functions take turns."""
+    best = dict.fromkeys(calls, float("inf"))
+    for i in range(_REPEATS.value + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if i:  # the first call compiles
+                best[name] = min(best[name], time.perf_counter() - start)
+    return {name: round(1e3 * t, 3) for name, t in best.items()}
+
+
+def _normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+
+
+if __name__ == "__main__":
+    app.run(main)
