@@ -1,0 +1,48 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fer_jax.data import pipeline
+
+
+def order(seed, epoch, count=70):
+    return np.asarray(pipeline.epoch_order(jnp.uint32(seed), jnp.int32(epoch), count))
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_seed_and_epoch_alone():
+    np.testing.assert_array_equal(np.sort(order(0, 0)), np.arange(70))
+    np.testing.assert_array_equal(order(3, 5), order(3, 5))
+    assert not np.array_equal(order(0, 0), order(0, 1))
+    assert not np.array_equal(order(0, 0), order(1, 0))
+
+
+def test_evaluation_batches_hold_each_image_once(dataset):
+    split = dataset.splits["test"]
+    images, labels, mask, unique = pipeline.eval_batches(split, 16)
+    assert images.shape == (2, 16, 48, 48, 1)
+    np.testing.assert_array_equal(images[mask], split.images)
+    np.testing.assert_array_equal(labels[mask], split.labels)
+    assert mask.sum() == 23
+    assert (mask & unique).sum() == 21
+    assert not mask[1, 7:].any()
+    assert not images[1, 7:].any()
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 71, but the train split has 70"):
+        pipeline.steps_per_epoch(70, 71)
+    assert pipeline.steps_per_epoch(70, 16) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 3])
+def test_streamed_batches_follow_the_order_and_drop_the_rest(dataset, first):
+    split = dataset.splits["train"]
+    expected = order(0, 1)
+    batches = list(pipeline.stream_batches(split, expected, 16, first))
+    assert len(batches) == 4 - first
+    for i, (images, labels) in enumerate(batches, start=first):
+        rows = expected[16 * i : 16 * (i + 1)]
+        np.testing.assert_array_equal(images, split.images[rows])
+        np.testing.assert_array_equal(labels, split.labels[rows])
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
