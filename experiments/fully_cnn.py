@@ -3,7 +3,8 @@
 uv run launch.py --config=experiments/fully_cnn.py
 
 See `fer_jax.models.related.FullyCNN`. The study prints 0.66: accuracy on FER2013; the split goes
-unsaid.
+unsaid. The published training code validates on the last fifth of the CSV, which is PublicTest and
+PrivateTest together.
 """
 
 from fer_jax.config import get_config as default_config

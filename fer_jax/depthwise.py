@@ -1,9 +1,10 @@
 """Depthwise 3x3 convolution, one filter per channel, that is fast on a CPU.
 
-XLA's CPU backend runs grouped convolutions, forward and backward, by a naive loop. A sum of nine
-shifted images times one weight per channel is 25 to 100 times as fast forward and for the images'
-gradient; the kernel's gradient, taken image by image so that it stays in cache, is as fast as XLA's
-or up to 40 times faster. Other platforms keep XLA's own.
+XLA's CPU backend runs grouped convolutions by a naive loop. Here one is a sum of nine shifted
+images, each times one weight per channel, and so is the images' gradient; the kernel's gradient is
+summed image by image, so that it stays in cache. Of mini-XCEPTION's and Xception's layers at batch
+48 they took a tenth to a fiftieth, and the kernel's gradient a half to an eighteenth, of the CPU
+time of XLA's own (jax 0.12), which other platforms keep.
 """
 
 import jax
