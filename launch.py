@@ -3,6 +3,7 @@
 python launch.py --config=experiments/quickstart.py
 python launch.py --config=experiments/arch02_bs96.py --config.train.epochs=3
 python launch.py --config=experiments/arch02_bs96.py --mode=summary
+python launch.py --config=experiments/arch02_bs96.py --mode=benchmark
 """
 
 import difflib
@@ -14,7 +15,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "summary")
+MODES = ("train", "evaluate", "benchmark", "summary")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, such as experiments/arch02_bs96.py.", lock_config=True
@@ -24,14 +25,31 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train, or go on, and evaluate the best checkpoint. evaluate: evaluate the best "
-    "checkpoint of a run on --split. summary: show the network's layers.",
+    "checkpoint of a run on --split. benchmark: measure training speed on each kind of device "
+    "here. summary: show the network's layers.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default checkpoints/<experiment>_seed<seed>."
+    "workdir",
+    None,
+    "Folder of the run, by default checkpoints/<experiment>_seed<seed>; of --mode=benchmark the "
+    "records', by default results.",
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "valid", ("train", "valid", "test"), "Of --mode=evaluate: what to evaluate on."
 )
+_MERGE = flags.DEFINE_list(
+    "merge", [], "Of --mode=benchmark: records (benchmark_<device>.json) made on other machines."
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "Of --mode=benchmark: seeds on each device; 0 only shows and merges.", 0
+)
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "Training in several processes: host:port of process 0. Slurm and Open MPI need no such flag.",
+)
+_COUNT = flags.DEFINE_integer("num_processes", None, "Training in several processes: how many.", 1)
+_ID = flags.DEFINE_integer("process_id", None, "Training in several processes: this one's.", 0)
 flags.mark_flag_as_required("config")
 
 
@@ -75,7 +93,16 @@ def main(argv: list[str]) -> None:
     from fer_jax import cli
 
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
-    sys.exit(cli.run(_MODE.value, _CONFIG.value, workdir, _SPLIT.value))
+    status = cli.run(
+        _MODE.value,
+        _CONFIG.value,
+        workdir,
+        split=_SPLIT.value,
+        merge=[Path(path) for path in _MERGE.value],
+        repeats=_REPEATS.value,
+        processes=(_ADDRESS.value, _COUNT.value, _ID.value),
+    )
+    sys.exit(status)
 
 
 if __name__ == "__main__":

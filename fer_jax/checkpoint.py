@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fer_jax import distributed
 from fer_jax.state import TrainState
 
 log = logging.getLogger("fer_jax")
@@ -30,13 +31,18 @@ class Checkpointer:
     """Writes and reads the checkpoints under `<workdir>/checkpoints`; a context manager.
 
     Saving returns as soon as the state has been copied; the write goes on behind. Leaving the
-    context waits for it.
+    context waits for it. With several processes, each calls every method and process 0 alone
+    touches the folder.
     """
 
     def __init__(self, workdir: Path):
         """Opens, or creates, the folder; `workdir` may be relative."""
         self.folder = Path(workdir).resolve() / "checkpoints"
+        self._manager: Any = None
+        self._open()
 
+    @distributed.on_first
+    def _open(self) -> None:
         def score(metrics: dict[str, float]) -> float:
             return metrics["score"]
 
@@ -54,9 +60,12 @@ class Checkpointer:
             preservation_policy=policy,
             best_fn=score,  # without it, orbax would not write the scores down
             enable_async_checkpointing=True,
+            create=False,  # orbax does not create folders for one process among several
+            multiprocessing_options=_only_this_process(),
         )
         self._set_aside_damaged()
         with self._explained("open"):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _set_aside_damaged(self) -> None:
@@ -75,8 +84,10 @@ class Checkpointer:
 
     def __exit__(self, kind, *_) -> None:
         """Waits for writes under way; after an error, only closes."""
+        if self._manager is None:
+            return
         try:
-            self.wait()
+            self._wait()
         except CheckpointError:
             if kind is None:
                 raise
@@ -97,6 +108,7 @@ class Checkpointer:
                 "run the same command again"
             ) from error
 
+    @distributed.on_first
     def save(self, state: TrainState, progress: dict[str, Any], score: float | None) -> None:
         """Starts writing a checkpoint named after `state.step`.
 
@@ -124,20 +136,29 @@ class Checkpointer:
                 metrics=metrics,
             )
 
+    @distributed.on_first
     def wait(self) -> None:
         """Waits until everything is written.
 
         Raises:
           CheckpointError: if a write failed.
         """
+        self._wait()
+
+    def _wait(self) -> None:
         with self._explained("write"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
+    @distributed.on_first
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that are there, oldest first."""
+        return self._steps()
+
+    def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
+    @distributed.on_first
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """Reads one checkpoint.
 
@@ -151,6 +172,9 @@ class Checkpointer:
         Raises:
           CheckpointError: if it cannot be read or has other shapes.
         """
+        return self._restore(state, step)
+
+    def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         # NumPy leaves restore as host arrays: a checkpoint moves between numbers of devices.
         abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
         try:
@@ -173,6 +197,7 @@ class Checkpointer:
                 )
         return state, progress
 
+    @distributed.on_first
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads the newest readable checkpoint, and removes newer ones that are not.
 
@@ -182,11 +207,11 @@ class Checkpointer:
         Raises:
           CheckpointError: if there are checkpoints but none can be read.
         """
-        steps = self.steps()
+        steps = self._steps()
         unreadable = []
         for step in reversed(steps):
             try:
-                restored = self.restore(state, step)
+                restored = self._restore(state, step)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 unreadable.append(step)
@@ -201,6 +226,15 @@ class Checkpointer:
                 "start anew"
             )
         return None
+
+
+def _only_this_process() -> ocp.options.MultiprocessingOptions:
+    if not jax.distributed.is_initialized():
+        return ocp.options.MultiprocessingOptions()
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix="first"
+    )
 
 
 def read_progress(workdir: Path) -> dict[str, Any] | None:

@@ -1,42 +1,66 @@
 """What `launch.py` does in each of its modes."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from fer_jax import config as config_lib
-from fer_jax import devices, workdir
+from fer_jax import devices, distributed, workdir
 from fer_jax.config import Config
 
 log = logging.getLogger("fer_jax")
 
 
-def run(mode: str, config: Config, folder: Path | None, split: str) -> int:
+def run(
+    mode: str,
+    config: Config,
+    folder: Path | None,
+    *,
+    split: str = "valid",
+    merge: Sequence[Path] = (),
+    repeats: int = 3,
+    processes: tuple[str | None, int | None, int | None] = (None, None, None),
+) -> int:
     """Runs one mode.
 
     Args:
-      mode: `train`, `evaluate` or `summary`.
+      mode: `train`, `evaluate`, `benchmark` or `summary`.
       config: the whole configuration.
-      folder: the run's folder; None for the default one.
+      folder: the run's folder, of `benchmark` the records'; None for the default one.
       split: of `evaluate`.
+      merge: of `benchmark`: records made on other machines.
+      repeats: of `benchmark`: seeds on each device.
+      processes: as :func:`fer_jax.distributed.initialize` takes them.
 
     Returns:
       The process's exit status. Expected errors end in one line on standard error.
     """
     devices.setup()
-    from fer_jax import train
+    from fer_jax import benchmark, train
     from fer_jax.checkpoint import CheckpointError
     from fer_jax.data.sources import DataError
 
-    expected = (ValueError, DataError, CheckpointError, train.TrainingError, workdir.WorkdirError)
-    folder = folder or workdir.default_workdir(config.experiment, config.seed)
+    expected = (
+        *(ValueError, DataError, CheckpointError, train.TrainingError, workdir.WorkdirError),
+        benchmark.BenchmarkError,
+    )
     try:
         config_lib.validate(config)
         if mode == "summary":
             _summary(config)
-        elif mode == "evaluate":
+            return 0
+        if mode == "benchmark":  # its processes start devices of their own
+            benchmark.run(config, folder or benchmark.RESULTS, merge, repeats)
+            return 0
+        folder = folder or workdir.default_workdir(config.experiment, config.seed)
+        distributed.initialize(*processes)
+        devices.start()
+        if mode == "evaluate":
             _evaluate(config, folder, split)
         else:
-            train.print_summary(train.train_and_evaluate(config, folder), folder)
+            results = train.train_and_evaluate(config, folder)
+            if distributed.is_first():
+                train.print_summary(results, folder)
     except train.Interrupted as interrupted:
         log.info("%s", interrupted)
         return 128 + interrupted.signum
@@ -56,4 +80,5 @@ def _evaluate(config: Config, folder: Path, split: str) -> None:
     from fer_jax import train
 
     found = train.evaluate_best(config, folder, split)
-    print(workdir.to_json({f"{split}/{name}": value for name, value in found.items()}))
+    if distributed.is_first():
+        print(workdir.to_json({f"{split}/{name}": value for name, value in found.items()}))

@@ -1,5 +1,7 @@
 """Which devices a run uses, and how arrays are laid out on them."""
 
+import importlib.util
+import logging
 import os
 
 import jax
@@ -8,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fer_jax.models import BATCH_AXIS
+
+log = logging.getLogger("fer_jax")
 
 MIN_IMAGES_PER_CPU_DEVICE = 8  # below this, the work of a step is too small to be worth splitting
 
@@ -27,6 +31,46 @@ def setup() -> None:
     cache = os.environ.get("FER_JAX_CACHE", os.path.expanduser("~/.cache/fer_jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class _PluginErrors(logging.Filter):
+    """Keeps JAX's page-long report of a plugin that does not start, and remembers its reason."""
+
+    reason = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "plugin" not in message and "CUDA" not in message:
+            return True
+        error = record.exc_info[1] if record.exc_info else message
+        self.reason = " ".join(str(error).split())
+        return False
+
+
+def _platforms() -> str | None:
+    return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def start() -> str:
+    """Starts JAX's devices and returns the platform: `cpu`, `gpu` or `tpu`.
+
+    Logs one line where the CUDA extra is installed and there is no GPU for it.
+    """
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    wanted = any(map(importlib.util.find_spec, plugins)) and not _platforms()
+    errors, logger = _PluginErrors(), logging.getLogger("jax._src.xla_bridge")
+    if wanted:
+        logger.addFilter(errors)
+    try:
+        platform = jax.default_backend()
+    finally:
+        logger.removeFilter(errors)
+    if wanted and platform == "cpu":
+        log.warning(
+            "JAX's CUDA extra is installed, but no GPU was found%s: going on with the CPU",
+            f" ({errors.reason})" if errors.reason else "",
+        )
+    return platform
 
 
 def choose_count(requested: int, batch_size: int, available: int, platform: str) -> int:
@@ -54,12 +98,19 @@ def choose_count(requested: int, batch_size: int, available: int, platform: str)
         if requested not in divisors:
             raise ValueError(
                 f"config.train.batch_size {batch_size} does not divide over {requested} devices; "
-                f"numbers of devices here that divide it: {', '.join(map(str, divisors))}"
+                f"numbers of devices here that divide it: {', '.join(map(str, divisors))}; the "
+                f"nearest batch sizes that {requested} devices divide: "
+                f"{', '.join(map(str, _multiples_near(batch_size, requested)))}"
             )
         return requested
     if platform == "cpu":
         divisors = [n for n in divisors if batch_size // n >= MIN_IMAGES_PER_CPU_DEVICE or n == 1]
     return max(divisors)
+
+
+def _multiples_near(number: int, factor: int) -> list[int]:
+    low = number // factor * factor
+    return [n for n in (low, low + factor) if n]
 
 
 def create_mesh(requested: int, batch_size: int) -> Mesh:

@@ -35,10 +35,8 @@ class Evaluator:
         self._mesh = mesh
         self._dataset = dataset
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._on_cpu = mesh.devices.flat[0].platform == "cpu"
-        # On CPU a loop in Python keeps convolutions out of XLA's loops, where they are slow; an
-        # accelerator takes the split in one program.
-        make = steps.make_eval_step if self._on_cpu else steps.make_eval_scan
+        self._scanned = steps.is_scanned(mesh)  # a split is then one program
+        make = steps.make_eval_scan if self._scanned else steps.make_eval_step
         self._step = make(model, mesh)
         self._compiled: dict[tuple, Any] = {}
         self._placed: dict[str, Any] = {}
@@ -60,14 +58,14 @@ class Evaluator:
         batches = self._batches(split)
         run = self._compile(variables, batches)
         start = time.perf_counter()
-        if self._on_cpu:
+        if self._scanned:
+            total, outputs = jax.device_get(run(variables, *batches))
+        else:
             total, outputs = None, []
             for i in range(len(batches[0])):
                 sums, probabilities = run(variables, *self._place([b[i] for b in batches]))
                 total = sums if total is None else jax.tree.map(np.add, total, sums)
                 outputs.append(np.asarray(probabilities))
-        else:
-            total, outputs = jax.device_get(run(variables, *batches))
         self.wall_s += time.perf_counter() - start
         return self._numbers(split, total), self._flatten(split, outputs)
 
@@ -89,7 +87,7 @@ class Evaluator:
     def _batches(self, split: str) -> Any:
         if split not in self._placed:
             batches = eval_batches(self._dataset.splits[split], self._batch_size)
-            if not self._on_cpu:
+            if self._scanned:
                 sharding = NamedSharding(self._mesh, P(None, BATCH_AXIS))
                 batches = [devices.put(b, sharding) for b in batches]
             self._placed[split] = batches
@@ -99,7 +97,7 @@ class Evaluator:
         return [devices.put(b, devices.sharded(self._mesh)) for b in batch]
 
     def _compile(self, variables: Any, batches: Any) -> Any:
-        example = self._place([b[0] for b in batches]) if self._on_cpu else batches
+        example = batches if self._scanned else self._place([b[0] for b in batches])
         key = tuple(b.shape for b in example)
         if key not in self._compiled:
             start = time.perf_counter()

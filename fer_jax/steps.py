@@ -91,6 +91,15 @@ def objective(
     return loss
 
 
+def is_scanned(mesh: Mesh) -> bool:
+    """Returns whether a whole epoch, or a whole split evaluated, is one program on these devices.
+
+    It is on an accelerator. XLA's convolutions on CPU are slow inside its loops
+    (jax-ml/jax#12868): there the loop over steps is Python's.
+    """
+    return mesh.devices.flat[0].platform != "cpu"
+
+
 def _make_device_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -206,7 +215,7 @@ def make_resident_steps(
             indices = lax.dynamic_slice_in_dim(order, start, share)
             return device_step(state, images[indices], labels[indices]), None
 
-        if steps == 1:  # XLA's CPU convolutions are slow inside a loop (jax-ml/jax#12868)
+        if steps == 1:  # no loop: see is_scanned
             return body(state)[0]
         return lax.scan(body, state, length=steps)[0]
 
@@ -266,13 +275,15 @@ def make_eval_step(model: nn.Module, mesh: Mesh) -> Callable[..., tuple[EvalSums
             "all": metrics.batch_sums(logits, labels, mask),
             "unique": metrics.batch_sums(logits, labels, mask & unique),
         }
-        return lax.psum(sums, BATCH_AXIS), jax.nn.softmax(logits)
+        # Gathered, so that every process can read the results of all images.
+        probabilities = lax.all_gather(jax.nn.softmax(logits), BATCH_AXIS, tiled=True)
+        return lax.psum(sums, BATCH_AXIS), probabilities
 
     mapped = jax.shard_map(
         step,
         mesh=mesh,
         in_specs=(P(), *[P(BATCH_AXIS)] * 4),
-        out_specs=(P(), P(BATCH_AXIS)),
+        out_specs=P(),
         check_vma=False,
     )
     return jax.jit(mapped)

@@ -1,10 +1,12 @@
 """A run from configuration to record: train, validate, keep the best, open test once."""
 
+import contextlib
 import logging
 import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, metrics, plots, record, steps
+from fer_jax import devices, distributed, metrics, plots, record, steps
 from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
 from fer_jax.config import Config, flatten, validate
@@ -83,12 +85,20 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     validate(config)
-    with wd.locked(workdir), _StopRequest() as stop:
+    with _locked(workdir), _StopRequest() as stop:
         done = _finished(config, workdir)
         if done is not None:
             log.info("This run is complete: %s", workdir / "results.json")
             return done
         return _Run(config, workdir, stop).finish()
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder for all processes of this run: the first one has the lock."""
+    with contextlib.ExitStack() as stack:
+        distributed.on_first(lambda: stack.enter_context(wd.locked(workdir)))()
+        yield
 
 
 def changed_fields(config: Config, before: dict[str, Any]) -> list[str]:
@@ -124,6 +134,7 @@ def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> No
         )
 
 
+@distributed.on_first
 def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """Returns the record of a complete run with this configuration, if there is one."""
     found = wd.read_json(workdir / "results.json")
@@ -183,6 +194,7 @@ class _Run:
 
     # Starting
 
+    @distributed.on_first
     def _read_before(self) -> dict[str, Any] | None:
         before = read_progress(self.workdir)
         if before is None:
@@ -217,7 +229,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Trains to the end, evaluates the best checkpoint and writes the record."""
         start = time.perf_counter()
-        rows = wd.Log(self.workdir, self.history)
+        rows = wd.Log(self.workdir, self.history) if distributed.is_first() else None
         try:
             with self.checkpoints:
                 self._train(rows)
@@ -225,9 +237,15 @@ class _Run:
                 best = self.best()
                 results = self._evaluate_best(self.best_state(best), best)
         finally:
-            rows.close()
+            if rows:
+                rows.close()
         self.seconds["total"] = self.seconds.get("total", 0.0) + time.perf_counter() - start
         results["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        self._write(results)
+        return results
+
+    @distributed.on_first
+    def _write(self, results: dict[str, Any]) -> None:
         plots.learning_curves(self.history, self.workdir / "learning_curves.png")
         for split in ("valid", "test"):
             plots.confusion_matrix(
@@ -236,9 +254,8 @@ class _Run:
                 self.workdir / f"confusion_{split}.png",
             )
         wd.write_json(self.workdir / "results.json", results)
-        return results
 
-    def _train(self, rows: wd.Log) -> None:
+    def _train(self, rows: wd.Log | None) -> None:
         epochs = self.config.train.epochs
         first = int(self.state.step) // self.per_epoch
         images = self.config.train.batch_size
@@ -256,10 +273,11 @@ class _Run:
                 train_s = time.perf_counter() - started
                 self.seconds["train"] += train_s
                 row = self._end_epoch(epoch, train_s)
-                rows.add(row)
-                progress.epoch(row, epochs)
+                if rows:
+                    rows.add(row)
+                    progress.epoch(row, epochs)
                 self._checkpoint(row[SCORE])
-                self._stop_if_asked()
+                self._stop_if_asked(distributed.largest(self.stop.signum or 0))
 
     def _make_epoch(self):
         """Compiles the steps; returns a function (epoch, progress) that trains one epoch."""
@@ -290,7 +308,7 @@ class _Run:
         sharding = devices.replicated(self.mesh)
         images = devices.put(np.asarray(self.train.images), sharding)
         labels = devices.put(np.asarray(self.train.labels, np.int32), sharding)
-        if self.platform != "cpu":
+        if steps.is_scanned(self.mesh):
             return self._make_scanned_epoch(train_steps, images, labels)
         example = self._order(0)
         train_step = self._timed_compile(train_steps, self.state, example, images, labels, 1)
@@ -340,7 +358,8 @@ class _Run:
         """Waits for the step under way, so that progress is true and a signal is heard soon."""
         jax.block_until_ready(self.state.step)
         self._raise_if_not_finite()
-        self._stop_if_asked()
+        if jax.process_count() == 1:  # several stop together, at the end of an epoch
+            self._stop_if_asked(self.stop.signum or 0)
         progress.at(int(self.state.step) * self.config.train.batch_size)
 
     def _raise_if_not_finite(self) -> None:
@@ -352,9 +371,8 @@ class _Run:
                 "--workdir"
             )
 
-    def _stop_if_asked(self) -> None:
-        signum = self.stop.signum
-        if signum is None:
+    def _stop_if_asked(self, signum: int) -> None:
+        if not signum:
             return
         self._checkpoint(None)
         self.checkpoints.wait()
@@ -430,7 +448,7 @@ class _Run:
         found, predictions = {}, {}
         for split in ("train", "valid", "test"):
             if split == "test":
-                opened = wd.count_test_opening(self.workdir)
+                opened = distributed.on_first(wd.count_test_opening)(self.workdir)
             found[split], probabilities = self.evaluator(state.variables, split)
             if split != "train":
                 predictions[split] = record.encode_predictions(self.dataset, split, probabilities)
@@ -469,17 +487,17 @@ def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
     Raises:
       TrainingError: if there is no checkpoint, or one of another configuration.
     """
-    if not (workdir / "checkpoints").is_dir():
+    if not distributed.on_first(lambda: (workdir / "checkpoints").is_dir())():
         raise TrainingError(
             f"no checkpoint in {workdir}; train first (--mode=train), or name the run's folder "
             "with --workdir=PATH"
         )
-    with wd.locked(workdir), _StopRequest() as stop:
+    with _locked(workdir), _StopRequest() as stop:
         run = _Run(config, workdir, stop)
         with run.checkpoints:
             state = run.best_state(run.best())
         if split == "test":
-            wd.count_test_opening(workdir)
+            distributed.on_first(wd.count_test_opening)(workdir)
         return run.evaluator(state.variables, split)[0]
 
 

@@ -65,10 +65,9 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def config(data_dir):
-    """A tiny network on the tiny faces: batch 16, four steps an epoch, two epochs."""
-    config = config_lib.get_config()
+def tiny_config(config, data_dir):
+    """Returns `config` made small: batch 16, four steps an epoch, two epochs, one device."""
+    config.unlock()
     config.experiment = "tiny"
     config.model.name = "tiny"
     config.data.name = "synthetic_faces"
@@ -78,7 +77,13 @@ def config(data_dir):
     config.train.epochs = 2
     config.train.devices = 1
     config.eval.batch_size = 16
-    return config
+    return config.lock()
+
+
+@pytest.fixture
+def config(data_dir):
+    """A tiny network on the tiny faces."""
+    return tiny_config(config_lib.get_config(), data_dir)
 
 
 @pytest.fixture

@@ -1,0 +1,313 @@
+"""`launch.py --mode=benchmark`: one experiment's training speed on each kind of device here.
+
+Each device and seed is measured in a fresh process by :mod:`fer_jax.measure`. The records collect
+in `results/benchmark_<device>.json`; `uv run python -m fer_jax.benchmark` brings the table in
+docs/performance.md up to date with them.
+"""
+
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fer_jax import report
+from fer_jax import workdir as wd
+from fer_jax.config import Config
+from fer_jax.data.sources import COUNTS
+
+FORMAT = 1
+RESULTS = report.ROOT / "results"
+BUDGET_S = 8.0  # of timed steps for each pipeline of a process
+DATA = "random uint8 images, as many in each split as FER2013 has"
+_FIELDS = ("environment", "config", "counts", "forward_flops_per_image", "measured")
+NOT_MEASURED = "not measured yet"
+
+
+class BenchmarkError(RuntimeError):
+    """A measurement failed, or a record cannot be used."""
+
+
+def run(config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int = 3) -> None:
+    """Measures an experiment on every kind of device here and prints the table.
+
+    Args:
+      config: the whole configuration; its experiment names the entry, its seed is the first.
+      folder: where records are kept, such as `RESULTS`.
+      merge: records made on other machines, to be added to those in `folder`.
+      repeats: seeds for each device, each in a process of its own; 0 measures nothing.
+
+    Raises:
+      BenchmarkError: if a process fails, or a record to be merged is none.
+    """
+    merged = [_read(path) for path in merge]
+    platforms = ["cpu"]
+    if repeats:
+        found = _ask({}, os.environ)["platform"]
+        platforms += [found] if found != "cpu" else []
+        if found == "cpu":
+            print(
+                "No accelerator here: the CPU alone is measured. A record made elsewhere can be "
+                "added with --merge=PATH",
+                file=sys.stderr,
+            )
+        merged += [_measure(config, platform, repeats) for platform in platforms]
+    for found in merged:
+        _add(found, folder)
+    print(table(load(folder), config.experiment))
+
+
+def _measure(config: Config, platform: str, repeats: int) -> dict[str, Any]:
+    """Returns the record of one experiment on one device."""
+    counts = {split: sum(per_class) for split, per_class in COUNTS.items()}
+    answers = []
+    for seed in range(config.seed, config.seed + repeats):
+        plain = config.to_dict() | {"seed": seed}
+        print(f"{config.experiment} on {platform}, seed {seed} ...", file=sys.stderr)
+        task = {"config": plain, "counts": counts, "budget_s": BUDGET_S}
+        answers.append(_ask(task, _environment(platform)))
+    first = answers[0]
+    entry = {name: first[name] for name in _FIELDS if name != "measured"}
+    entry["config"]["seed"] = config.seed
+    entry |= {"data": DATA, "runs": [answer["measured"] for answer in answers]}
+    device = entry["environment"].pop("device")
+    return {"format": FORMAT, "device": device, "entries": {config.experiment: entry}}
+
+
+def _environment(platform: str) -> dict[str, str]:
+    hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} if platform == "cpu" else {}
+    return os.environ | hidden
+
+
+def _ask(task: dict[str, Any], environment) -> dict[str, Any]:
+    """Gives a fresh process a task and returns its answer; its errors show as they come."""
+    if task:
+        task = task | {"started": time.time()}
+    process = subprocess.run(
+        [sys.executable, "-m", "fer_jax.measure"],
+        input=json.dumps(task),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    if process.returncode:
+        raise BenchmarkError(
+            f"the measuring process ended with status {process.returncode}; what it said is above"
+        )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+# Records
+
+
+def file_name(device: dict[str, Any]) -> str:
+    """Returns a device's file name, such as `benchmark_cpu.json` or `benchmark_nvidia_h200.json`.
+
+    Args:
+      device: as in a record.
+    """
+    name = "cpu" if device["platform"] == "cpu" else device["kind"]
+    count = "" if device["count"] == 1 else f"_x{device['count']}"
+    return f"benchmark_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}{count}.json"
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """Returns the records in a folder, the CPU's first."""
+    found = [_read(path) for path in sorted(folder.glob("benchmark_*.json"))]
+    return sorted(found, key=lambda record: record["device"]["platform"] != "cpu")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']!r}, not {FORMAT}")
+        file_name(found["device"])
+        for entry in found["entries"].values():
+            if not entry["runs"]:
+                raise ValueError("an entry has no runs")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else repr(error)
+        raise BenchmarkError(
+            f"{path} is no benchmark record ({reason}); give a benchmark_<device>.json that "
+            "--mode=benchmark wrote"
+        ) from error
+    return found
+
+
+def _add(found: dict[str, Any], folder: Path) -> None:
+    """Adds a record's entries to its device's file; an entry there of the same name is replaced."""
+    path = folder / file_name(found["device"])
+    entries = {}
+    if path.exists():
+        before = _read(path)
+        if before["device"] != found["device"]:
+            raise BenchmarkError(
+                f"{path} holds measurements of another machine ({before['device']}, not "
+                f"{found['device']}); move it away, or name another folder with --workdir=PATH"
+            )
+        entries = before["entries"]
+    wd.write_json(path, found | {"entries": dict(sorted((entries | found["entries"]).items()))})
+
+
+# The table
+
+
+def table(records: list[dict[str, Any]], experiment: str) -> str:
+    """Returns one experiment's table as Markdown: a row a quantity, a column a device.
+
+    Over several seeds a cell is the median with the smallest and the largest value.
+    """
+    entries = [(r["device"], r["entries"].get(experiment)) for r in records]
+    columns = [(device, entry) for device, entry in entries if entry]
+    if not any(device["platform"] == "cpu" for device, _ in columns):
+        columns.insert(0, ({"platform": "cpu", "kind": "CPU", "cpu_cores": "?"}, None))
+    if all(device["platform"] == "cpu" for device, _ in columns):
+        columns.append(({"platform": "gpu", "kind": "GPU", "count": 1}, None))
+    baseline = columns[0][1]
+    known = next((entry for _, entry in columns if entry), None)
+    epochs = known["config"]["train"]["epochs"] if known else "?"
+    rows = [
+        ("**One epoch**", _epoch),
+        (f"**{epochs} epochs**, each with validation", _all_epochs),
+        ("Speed against the CPU", lambda entry: _ratio(entry, baseline)),
+        ("Training, data on the device", _rate("resident")),
+        ("Training, through `tf.data`", _rate("stream")),
+        ("Step, median (quartiles)", _step),
+        ("Evaluation", lambda e: _spread(e, lambda r: r["evaluate"]["images_per_s"], " images/s")),
+        ("Compilation", lambda e: _spread(e, lambda r: r["resident"]["compile_s"], " s")),
+        ("Process start to first step", lambda e: _spread(e, _startup, " s")),
+        ("Peak memory", lambda e: _spread(e, lambda r: r["peak_memory_mib"], " MiB")),
+        ("Matrix products, float32", _matmul("float32")),
+        ("Matrix products, bfloat16", _matmul("bfloat16")),
+        ("Memory, read and written", _bandwidth),
+        ("Share of the matrix-product rate", lambda e: _spread(e, lambda r: _share(e, r), " %")),
+        ("Floor of an epoch by FLOPs", lambda e: _spread(e, lambda r: _flops_floor(e, r), " s")),
+        ("Floor of an epoch by bytes", _bytes_floor),
+    ]
+    lines = [
+        f"| `{experiment}` | {' | '.join(_name(device) for device, _ in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for title, cell in rows:
+        cells = [cell(entry) if entry else NOT_MEASURED for _, entry in columns]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    hours = report.PAPER.get(experiment)
+    if hours:
+        said = f"{hours[2]} h, after how many epochs it does not say"
+        lines.append(f"| The study, on its CPU | {said} |" + " |" * (len(columns) - 1))
+    return "\n".join(lines)
+
+
+def _name(device: dict[str, Any]) -> str:
+    if device["platform"] == "cpu":
+        return f"{device['kind']}, {device['cpu_cores']} cores"
+    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
+
+
+def _spread(entry: dict[str, Any], value: Callable[[dict], float], unit: str) -> str:
+    return _format([value(r) for r in entry["runs"]], unit)
+
+
+def _format(values: list[float], unit: str) -> str:
+    middle = f"{_number(statistics.median(values))}{unit}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({_number(min(values))} to {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    """Formats with three digits, more before the point."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _epoch(entry: dict[str, Any]) -> str:
+    return _spread(entry, lambda r: r["resident"]["epoch_s"], " s")
+
+
+def _all_epochs(entry: dict[str, Any]) -> str:
+    epochs = entry["config"]["train"]["epochs"]
+
+    def total(r: dict[str, Any]) -> float:
+        compile_s = r["resident"]["compile_s"] + r["evaluate"]["compile_s"]
+        return compile_s + epochs * (r["resident"]["epoch_s"] + r["evaluate"]["valid_s"])
+
+    return _spread(entry, total, " s")
+
+
+def _ratio(entry: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    if baseline is None or entry is baseline:
+        return "1" if baseline else NOT_MEASURED
+    speeds = [[r["resident"]["images_per_s"] for r in e["runs"]] for e in (entry, baseline)]
+    return _format([ours / theirs for ours, theirs in itertools.product(*speeds)], "")
+
+
+def _rate(pipeline: str) -> Callable[[dict[str, Any]], str]:
+    return lambda e: _spread(e, lambda r: r[pipeline]["images_per_s"], " images/s")
+
+
+def _step(entry: dict[str, Any]) -> str:
+    steps = [r["resident"]["step_ms"] for r in entry["runs"]]
+    median = statistics.median(s["median"] for s in steps)
+    low, high = (statistics.median(s["quartiles"][i] for s in steps) for i in (0, 1))
+    return f"{_number(median)} ms ({_number(low)} to {_number(high)})"
+
+
+def _startup(r: dict[str, Any]) -> float:
+    return r["startup_to_first_step_s"]
+
+
+def _matmul(dtype: str) -> Callable[[dict[str, Any]], str]:
+    return lambda e: _spread(e, lambda r: r["matmul_flops_per_s"][dtype] / 1e9, " GFLOP/s")
+
+
+def _bandwidth(entry: dict[str, Any]) -> str:
+    return _spread(entry, lambda r: r["memory_bytes_per_s"] / 1e9, " GB/s")
+
+
+def _share(entry: dict[str, Any], r: dict[str, Any]) -> float:
+    """Percent of the matrix-product rate; backward costs twice the forward pass."""
+    needed = 3 * entry["forward_flops_per_image"] * r["resident"]["images_per_s"]
+    return 100 * needed / r["matmul_flops_per_s"][entry["config"]["model"]["dtype"]]
+
+
+def _flops_floor(entry: dict[str, Any], r: dict[str, Any]) -> float:
+    return r["resident"]["epoch_s"] * _share(entry, r) / 100
+
+
+def _bytes_floor(entry: dict[str, Any]) -> str:
+    if any(r["step_bytes"] is None for r in entry["runs"]):
+        return "not told by XLA"
+    batch_size = entry["config"]["train"]["batch_size"]
+    steps = entry["counts"]["train"] // batch_size
+    return _spread(entry, lambda r: steps * r["step_bytes"] / r["memory_bytes_per_s"], " s")
+
+
+def updated_docs(text: str, folder: Path = RESULTS) -> str:
+    """Returns docs/performance.md's text with the tables of all records in `folder`."""
+    records = load(folder)
+    names = sorted({name for record in records for name in record["entries"]} | set(report.PAPER))
+    measured = {name for record in records for name in record["entries"]}
+    tables = "\n\n".join(
+        table(records, name) if name in measured else f"`{name}`: {NOT_MEASURED}." for name in names
+    )
+    return report.replace_between(text, "benchmark-tables", f"\n{tables}\n")
+
+
+def main() -> None:
+    """Brings docs/performance.md up to date."""
+    path = report.ROOT / "docs" / "performance.md"
+    path.write_text(updated_docs(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+import copy
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fer_jax import benchmark, devices, measure, models, report, steps
+from fer_jax.config import get_config
+
+CPU = {"platform": "cpu", "kind": "A processor", "count": 1, "cpu_cores": 2}
+GPU = {"platform": "gpu", "kind": "NVIDIA H200", "count": 1, "cpu_cores": 16}
+
+
+def pipeline(images_per_s, epoch_s):
+    return {
+        "compile_s": 5.0,
+        "step_ms": {"median": 90.0, "quartiles": [80.0, 100.0]},
+        "images_per_s": images_per_s,
+        "epoch_s": epoch_s,
+        "units": 9,
+        "steps_per_unit": 1,
+    }
+
+
+def run_of(seed, speed):
+    return {
+        "seed": seed,
+        "devices": 1,
+        "resident": pipeline(1000.0 * speed, 28.7 / speed),
+        "stream": pipeline(900.0 * speed, 31.9 / speed),
+        "startup_to_first_step_s": 9.0,
+        "evaluate": {"compile_s": 1.0, "valid_s": 1.3, "images_per_s": 2760.0},
+        "peak_memory_mib": 655.0,
+        "step_bytes": 1e8,
+        "matmul_flops_per_s": {"float32": 1e11 * speed, "bfloat16": 2e11 * speed},
+        "memory_bytes_per_s": 1e10,
+    }
+
+
+def record_of(device, speeds, experiment="arch02_bs96", dtype="float32"):
+    entry = {
+        "environment": {"versions": {}, "git": None},
+        "config": {
+            "train": {"batch_size": 96, "epochs": 15},
+            "model": {"dtype": dtype},
+        },
+        "counts": {"train": 28709, "valid": 3589, "test": 3589},
+        "forward_flops_per_image": 10**7,
+        "data": "random",
+        "runs": [run_of(i, speed) for i, speed in enumerate(speeds)],
+    }
+    return {"format": 1, "device": device, "entries": {experiment: copy.deepcopy(entry)}}
+
+
+def row(table, title):
+    """Returns the cells of the row whose title begins so."""
+    lines = [line for line in table.splitlines() if line.startswith(f"| {title}")]
+    assert len(lines) == 1, table
+    return [cell.strip() for cell in lines[0].strip("|").split("|")[1:]]
+
+
+def test_without_a_gpu_its_column_says_so():
+    table = benchmark.table([record_of(CPU, [1, 1.1, 0.9])], "arch02_bs96")
+    assert row(table, "`arch02_bs96`") == ["A processor, 2 cores", "GPU"]
+    assert row(table, "**One epoch**") == ["28.7 s (26.1 to 31.9)", "not measured yet"]
+    # 5 s + 1 s to compile, 15 epochs of 28.7 s and 1.3 s of validation.
+    assert row(table, "**15 epochs**")[0].startswith("456 s (417 to ")
+    assert row(table, "Training, data on the device")[0] == "1,000 images/s (900 to 1,100)"
+    assert row(table, "Step, median")[0] == "90 ms (80 to 100)"
+    # 3 * 10 MFLOP * 1000 images/s of 100 GFLOP/s; the floor is that share of an epoch.
+    assert row(table, "Share of the matrix")[0] == "30 % (30 to 30)"
+    assert row(table, "Floor of an epoch by FLOPs")[0].startswith("8.61 s")
+    assert row(table, "Floor of an epoch by bytes")[0].startswith("2.99 s")  # 299 steps
+    assert row(table, "The study")[0] == "48 h, after how many epochs it does not say"
+
+
+def test_the_ratio_has_a_spread_over_all_pairs_of_seeds():
+    records = [record_of(CPU, [1, 2]), record_of(GPU, [100, 200])]
+    table = benchmark.table(records, "arch02_bs96")
+    assert row(table, "Speed against the CPU") == ["1", "100 (50 to 200)"]
+    assert row(table, "`arch02_bs96`")[1] == "NVIDIA H200"
+
+
+def test_the_share_is_of_the_rate_at_the_networks_own_precision():
+    table = benchmark.table([record_of(CPU, [1], dtype="bfloat16")], "arch02_bs96")
+    assert row(table, "Share of the matrix")[0] == "15 %"
+
+
+def test_an_experiment_that_was_never_measured_has_no_number():
+    table = benchmark.table([], "arch01")
+    numbers = [row(table, title) for title in ("**One epoch**", "Speed", "Peak memory")]
+    assert numbers == [["not measured yet"] * 2] * 3
+    assert row(table, "The study")[0].startswith("120 h")
+
+
+def test_records_of_other_machines_are_merged_and_kept(tmp_path, capsys):
+    made = tmp_path / "elsewhere.json"
+    made.write_text(json.dumps(record_of(GPU, [100, 110])))
+    folder = tmp_path / "results"
+    benchmark._add(record_of(CPU, [1]), folder)
+    config = get_config()
+    config.experiment = "arch02_bs96"
+    benchmark.run(config, folder, [made], repeats=0)
+    assert "NVIDIA H200" in capsys.readouterr().out
+    assert [p.name for p in sorted(folder.iterdir())] == [
+        "benchmark_cpu.json",
+        "benchmark_nvidia_h200.json",
+    ]
+    made.write_text(json.dumps(record_of(GPU, [50], "arch03")))
+    benchmark.run(config, folder, [made], repeats=0)
+    entries = benchmark.load(folder)[1]["entries"]
+    assert sorted(entries) == ["arch02_bs96", "arch03"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "device": 3}'])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(benchmark.BenchmarkError, match=r"x.json is no benchmark record"):
+        benchmark.run(get_config(), tmp_path, [path], repeats=0)
+    with pytest.raises(benchmark.BenchmarkError, match="No such file"):
+        benchmark.run(get_config(), tmp_path, [tmp_path / "none.json"], repeats=0)
+
+
+def test_another_cpu_does_not_overwrite_the_first(tmp_path):
+    benchmark._add(record_of(CPU, [1]), tmp_path)
+    with pytest.raises(benchmark.BenchmarkError, match="another machine"):
+        benchmark._add(record_of(CPU | {"cpu_cores": 64}, [1]), tmp_path)
+
+
+def test_several_devices_have_a_file_of_their_own():
+    assert benchmark.file_name(GPU | {"count": 8}) == "benchmark_nvidia_h200_x8.json"
+
+
+def test_the_document_shows_the_committed_records():
+    text = (report.ROOT / "docs" / "performance.md").read_text()
+    assert benchmark.updated_docs(text) == text
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.usefixtures("standard_promotion")
+def test_training_is_measured_step_by_step_or_by_the_epoch(config, scanned, monkeypatch):
+    monkeypatch.setattr(steps, "is_scanned", lambda mesh: scanned)
+    counts = {"train": 70, "valid": 21, "test": 23}
+    run = measure._Measurement(config, counts, budget_s=0.05)
+    found = run.resident()
+    assert found["units"] >= 3
+    assert found["steps_per_unit"] == (4 if scanned else 1)
+    step_s = found["step_ms"]["median"] / 1e3
+    assert found["epoch_s"] == pytest.approx(4 * step_s, rel=0.01, abs=1e-3)
+    assert found["images_per_s"] == pytest.approx(16 / step_s, rel=0.01)
+    assert int(run.state.step) == (found["units"] + 2) * found["steps_per_unit"]
+    assert run.first_step > 0
+    evaluated = run.evaluate()
+    assert evaluated["images_per_s"] == pytest.approx(21 / evaluated["valid_s"], rel=0.01)
+
+
+def test_the_machines_rates_are_measured():
+    assert 1e6 < measure.matmul_rate("bfloat16", 64, 0.01) < 1e15
+    assert 1e6 < measure.memory_rate(2**16, 0.01) < 1e14
+
+
+# ------------------------------------------------------------- the CUDA extra without a GPU
+
+
+@pytest.fixture
+def cuda_extra(monkeypatch):
+    """The CUDA extra seems installed; its plugin fails as it does on a machine without a GPU."""
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+
+    def fail():
+        logger = logging.getLogger("jax._src.xla_bridge")
+        try:
+            raise RuntimeError("Unable to load cuDNN.\nIs it installed?")
+        except RuntimeError:
+            logger.exception("Jax plugin configuration error: Exception when calling initialize()")
+        return "cpu"
+
+    monkeypatch.setattr(jax, "default_backend", fail)
+    monkeypatch.setattr(devices, "_platforms", lambda: None)
+
+
+def test_the_cuda_extra_without_a_gpu_is_one_line(cuda_extra, caplog):
+    assert devices.start() == "cpu"
+    assert [r.getMessage() for r in caplog.records] == [
+        "JAX's CUDA extra is installed, but no GPU was found (Unable to load cuDNN. Is it "
+        "installed?): going on with the CPU"
+    ]
+
+
+def test_who_asks_for_the_cpu_is_told_nothing(cuda_extra, caplog, monkeypatch):
+    monkeypatch.setattr(devices, "_platforms", lambda: "cpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert devices.start() == "cpu"
+    assert not caplog.records
+
+
+# ----------------------------------------------------------------------------------- bfloat16
+
+
+@pytest.mark.parametrize("name", ["arch01", "arch02", "arch03"])
+def test_bfloat16_is_for_activations_alone(name):
+    config = get_config()
+    config.model.name = name
+    config.model.dtype = "bfloat16"
+    model = models.create_model(config.model)
+    images, labels = jnp.zeros((2, 48, 48, 1)), jnp.zeros(2, jnp.int32)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    def loss(variables):
+        logits = model.apply(
+            variables,
+            images,
+            train=True,
+            positions=jnp.arange(2),
+            rngs={"dropout": jax.random.key(1)},
+        )
+        assert logits.dtype == jnp.float32
+        return steps.objective(logits, labels, 0.0, None).mean()
+
+    value, grads = jax.eval_shape(jax.value_and_grad(loss), variables)
+    assert value.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves((variables, grads))} == {jnp.dtype("float32")}
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(jax.tree.map(jnp.zeros_like, variables)))
+    convolutions = [line for line in jaxpr.splitlines() if "= conv_general_dilated" in line]
+    assert convolutions
+    assert all(":bf16[" in line for line in convolutions)
+
+
+# ------------------------------------------------------------------------------ real processes
+
+
+@pytest.mark.slow
+def test_a_small_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
+    config = get_config()
+    config.experiment = "small"
+    monkeypatch.setattr(benchmark, "COUNTS", {"train": (200,), "valid": (50,), "test": (50,)})
+    monkeypatch.setattr(benchmark, "BUDGET_S", 0.5)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    benchmark.run(config, tmp_path, repeats=2)
+    output = capsys.readouterr()
+    assert "No accelerator here" in output.err
+    assert "not measured yet" in output.out
+    found = json.loads((tmp_path / "benchmark_cpu.json").read_text())
+    runs = found["entries"]["small"]["runs"]
+    assert [r["seed"] for r in runs] == [0, 1]
+    for r in runs:
+        assert r["resident"]["compile_s"] > 0.2  # not read from a cache
+        assert 1 < r["startup_to_first_step_s"] < 300
+        assert 100 < r["peak_memory_mib"] < 10000
+        assert r["stream"]["units"] >= 3
+        assert np.isfinite(r["step_bytes"])
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_in_one_line(tmp_path, clean_environment):
+    command = [sys.executable, "launch.py", "--config=experiments/arch02_bs96.py"]
+    command += ["--mode=benchmark", "--repeats=1", f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        [*command, "--config.train.devices=999"],
+        cwd=Path(__file__).parent.parent,
+        env=clean_environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "config.train.devices is 999" in run.stderr
+    assert "launch.py: the measuring process ended with status 1" in run.stderr
