@@ -215,7 +215,9 @@ def test_two_processes_train_like_one_device_and_the_first_alone_writes(
     folders = [tmp_path / "first", tmp_path / "second"]
     ended = finish(start(count, 2, data_dir, folders, kind, "2", clean_environment))
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert ended[0][1] == ended[1][1]  # both know the result
+    said = [output.splitlines()[-1] for _, output, _ in ended]
+    assert said[0] == said[1]  # both know the result
+    assert said[0].startswith("accuracy")
     assert_close(one_device[0], params_of(folders[0]))
     results = json.loads((folders[0] / "results.json").read_text())
     assert results["devices"] == 2 * count
