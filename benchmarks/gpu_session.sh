@@ -19,7 +19,9 @@ DATA=${DATA:-}
 DRY_RUN=${DRY_RUN:-}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-records=$OUT/results
+scratch=$(mktemp -d) # only the archive goes to $OUT
+trap 'rm -rf "$scratch"' EXIT
+records=$scratch/results
 mkdir -p "$records/runs"
 failed=() left_out=()
 repeats=3
@@ -48,7 +50,7 @@ measure() { # NAME FILE FLAGS...: an entry NAME in the benchmark records
 train() { # NAME FILE SEED FLAGS...: a record NAME_seedSEED in results/runs
   local name=$1 file=$2 seed=$3
   shift 3
-  local run=$OUT/runs/${name}_seed$seed data=()
+  local run=$scratch/runs/${name}_seed$seed data=()
   [ -n "$DATA" ] && data=(--config.data.source="$DATA")
   [ -n "$DRY_RUN" ] && data=(--config.data.name=synthetic_faces --config.train.epochs=1)
   launch "${name}_seed$seed" --config="experiments/$file.py" --config.experiment="$name" \
@@ -97,7 +99,7 @@ for part in $PARTS; do
   esac
 done
 
-tar -C "$OUT" -czf "$OUT/results.tar.gz" results
+tar -C "$scratch" -czf "$OUT/results.tar.gz" results
 
 $PYTHON - "$records" <<'PYTHON'
 import json, pathlib, sys
