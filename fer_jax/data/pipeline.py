@@ -68,8 +68,7 @@ def stream_batches(
     steps = steps_per_epoch(len(order), batch_size)
     batches = order[: steps * batch_size].reshape(steps, batch_size)[first_step:]
     dataset = tf.data.Dataset.from_tensor_slices(batches).map(load)
-    for images, labels in dataset.prefetch(4).as_numpy_iterator():  # pyright: ignore
-        yield images, labels
+    yield from dataset.prefetch(4).as_numpy_iterator()  # pyright: ignore[reportReturnType]
 
 
 def eval_batches(
