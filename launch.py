@@ -4,6 +4,7 @@ python launch.py --config=experiments/quickstart.py
 python launch.py --config=experiments/arch02_bs96.py --config.train.epochs=3
 python launch.py --config=experiments/arch02_bs96.py --mode=summary
 python launch.py --config=experiments/arch02_bs96.py --mode=benchmark
+python launch.py --mode=study --experiments=arch02_bs96,arch03 --seeds=3
 """
 
 import difflib
@@ -15,7 +16,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "benchmark", "summary")
+MODES = ("train", "evaluate", "study", "benchmark", "summary")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, such as experiments/arch02_bs96.py.", lock_config=True
@@ -25,8 +26,9 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train, or go on, and evaluate the best checkpoint. evaluate: evaluate the best "
-    "checkpoint of a run on --split. benchmark: measure training speed on each kind of device "
-    "here. summary: show the network's layers.",
+    "checkpoint of a run on --split. study: train --experiments, --seeds of each, one after "
+    "another; what has a record in results/runs is skipped. benchmark: measure training speed on "
+    "each kind of device here. summary: show the network's layers.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -43,6 +45,18 @@ _MERGE = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer(
     "repeats", 3, "Of --mode=benchmark: seeds on each device; 0 only shows and merges.", 0
 )
+_EXPERIMENTS = flags.DEFINE_list(
+    "experiments", [], "Of --mode=study: names of files in experiments/, separated by commas."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Of --mode=study: runs of each experiment.", 1)
+_SHARD = flags.DEFINE_string(
+    "shard", "0/1", "Of --mode=study: i/n, the part of the runs that this machine takes."
+)
+_OVERRIDES = flags.DEFINE_multi_string(
+    "override",
+    [],
+    "Of --mode=study: a field of every run, such as train.epochs=3; repeatable.",
+)
 _ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     None,
@@ -50,7 +64,6 @@ _ADDRESS = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer("num_processes", None, "Training in several processes: how many.", 1)
 _ID = flags.DEFINE_integer("process_id", None, "Training in several processes: this one's.", 0)
-flags.mark_flag_as_required("config")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -58,7 +71,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         _refuse_unknown_fields(argv)
         rest = flags.FLAGS(argv)
-        _CONFIG.value.experiment  # noqa: B018 - a file that could not be read says so only now
+        if _MODE.value != "study" and _CONFIG.value is None:
+            raise flags.Error("--config is missing, such as --config=experiments/quickstart.py")
+        if _CONFIG.value is not None:
+            _CONFIG.value.experiment  # noqa: B018 - a file that cannot be read says so only now
     except flags.Error as error:
         message = str(error)
     except (OSError, ImportError, SyntaxError, AttributeError) as error:
@@ -92,6 +108,8 @@ def main(argv: list[str]) -> None:
     # Imported here so that --help answers at once.
     from fer_jax import cli
 
+    if _MODE.value == "study":
+        sys.exit(cli.study(_EXPERIMENTS.value, _SEEDS.value, _SHARD.value, _OVERRIDES.value))
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     status = cli.run(
         _MODE.value,

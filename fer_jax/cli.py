@@ -70,6 +70,34 @@ def run(
     return 0
 
 
+def study(experiments: Sequence[str], seeds: int, shard: str, overrides: Sequence[str]) -> int:
+    """Trains several experiments, several seeds each; see :mod:`fer_jax.study`.
+
+    Args:
+      experiments: names of files in `experiments/`.
+      seeds: runs of each.
+      shard: `i/n`, the part of the runs that this machine takes.
+      overrides: `field=value`, given to every run.
+
+    Returns:
+      The process's exit status: 1 if a run failed.
+    """
+    from fer_jax import study as studies
+
+    if not experiments:
+        log.error("launch.py: --mode=study needs --experiments=NAME,NAME,...")
+        return 1
+    try:
+        runs = studies.plan(experiments, seeds, shard)
+    except ValueError as error:
+        log.error("launch.py: %s", error)
+        return 1
+    failed = studies.run(runs, [f"--config.{override}" for override in overrides])
+    for experiment, seed in failed:
+        log.error("Failed: %s, seed %d", experiment, seed)
+    return 1 if failed else 0
+
+
 def _summary(config: Config) -> None:
     from fer_jax.models import create_model, summary
 

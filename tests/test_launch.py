@@ -28,14 +28,14 @@ def test_help_names_every_mode_and_touches_no_heavy_package():
         "print([m for m in ('jax', 'tensorflow', 'tensorflow_datasets') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "--mode: <train|evaluate|summary" in run.stdout
+    assert "--mode: <train|evaluate|study" in run.stdout
     assert run.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config must have a value"),
+        ([], "--config is missing"),
         (["--config=experiments/nowhere.py"], "No such file"),
         ([QUICKSTART, "--nonsense"], "Unknown command line flag 'nonsense'"),
         ([QUICKSTART, "--mode=dance"], "should be one of <train|"),
