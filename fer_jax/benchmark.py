@@ -252,7 +252,12 @@ def _ratio(entry: dict[str, Any], baseline: dict[str, Any] | None) -> str:
 
 
 def _rate(pipeline: str) -> Callable[[dict[str, Any]], str]:
-    return lambda e: _spread(e, lambda r: r[pipeline]["images_per_s"], " images/s")
+    def rate(entry: dict[str, Any]) -> str:
+        if any(r[pipeline] is None for r in entry["runs"]):
+            return "not measured: no TensorFlow there"
+        return _spread(entry, lambda r: r[pipeline]["images_per_s"], " images/s")
+
+    return rate
 
 
 def _step(entry: dict[str, Any]) -> str:

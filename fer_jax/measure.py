@@ -4,6 +4,7 @@
 Every clock is read after `jax.block_until_ready`; compilation and the first units are left out.
 """
 
+import importlib.util
 import json
 import resource
 import statistics
@@ -68,7 +69,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     measured["startup_to_first_step_s"] = round(run.first_step - task["started"], 3)
     measured["evaluate"] = run.evaluate()
     measured["peak_memory_mib"] = _peak_memory_mib()
-    measured["stream"] = run.stream()
+    measured["stream"] = run.stream() if importlib.util.find_spec("tensorflow") else None
     measured["step_bytes"] = run.step_bytes
     platform = run.mesh.devices.flat[0].platform
     # A product runs on one device; on CPU that has all cores.

@@ -92,6 +92,14 @@ def test_the_share_is_of_the_rate_at_the_networks_own_precision():
     assert row(table, "Share of the matrix")[0] == "15 %"
 
 
+def test_a_machine_without_tensorflow_says_so_for_the_stream():
+    found = record_of("cpu", [1.0])
+    found["entries"]["arch02_bs96"]["runs"][0]["stream"] = None
+    entry = found["entries"]["arch02_bs96"]
+    assert "no TensorFlow" in benchmark._rate("stream")(entry)
+    assert "images/s" in benchmark._rate("resident")(entry)
+
+
 def test_an_experiment_that_was_never_measured_has_no_number():
     table = benchmark.table([], "arch01")
     numbers = [row(table, title) for title in ("**One epoch**", "Speed", "Peak memory")]
