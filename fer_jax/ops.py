@@ -17,6 +17,11 @@ from jax import lax
 _NHWC = ("NHWC", "HWIO", "NHWC")
 Padding = str | Sequence[tuple[int, int]]
 
+# Of 2, 4, 6, 8, 12, 16 and 32 images, 8 were best or within 10 % of it for maps of 16x16 positions
+# or more. Maps up to 7x7 are better taken whole, as autodiff does.
+_IMAGES_PER_BLOCK = 8
+_MIN_POSITIONS = 100
+
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -154,6 +159,8 @@ def _conv_backward(strides, padding, saved, grad):
         return jax.vjp(lambda rhs: _native_conv(lhs, rhs, strides, padding), rhs)[1](grad)[0]
 
     def cpu(lhs, grad):
+        if grad.shape[1] * grad.shape[2] < _MIN_POSITIONS:
+            return native(lhs, grad)
         return _kernel_gradient(lhs, grad, rhs.shape, strides, padding)
 
     grad_lhs = jax.vjp(lambda lhs: _native_conv(lhs, rhs, strides, padding), lhs)[1](grad)[0]
@@ -168,8 +175,8 @@ def _kernel_gradient(lhs, grad, kernel_shape, strides, padding):
 
     Channels take the place of the batch and images that of channels. Autodiff writes the same
     convolution over the whole batch at once: its operands are transposed through memory and its
-    inner products are longer than the cache holds. Over a few images at a time it runs at 100 to
-    155 GFLOP/s instead of 20 to 90 (Architecture 03's second layer: 27 ms against 73).
+    inner products are longer than the cache holds. Over a few images at a time it takes about half
+    as long (results/cpu_ops.json; Architecture 03's second layer: less than half).
     In NHWC, as it is here, a convolution is fast inside a loop too (jax-ml/jax#12868); all of this
     can go when XLA:CPU blocks the gradient by itself.
     """
@@ -190,26 +197,13 @@ def _kernel_gradient(lhs, grad, kernel_shape, strides, padding):
         # Rows that the strides skip leave room for kernels larger than this one.
         return kernel[:, :height, :width].transpose(1, 2, 0, 3)
 
-    images = _images_per_block(grad.shape[1] * grad.shape[2])
+    images = _IMAGES_PER_BLOCK
     blocks, rest = divmod(lhs.shape[0], images)
     total = _vary_like(jnp.zeros(kernel_shape, lhs.dtype), grad)
     if blocks:
         split = [x[: blocks * images].reshape(blocks, images, *x.shape[1:]) for x in (lhs, grad)]
         total, _ = lax.scan(lambda total, xs: (total + block(*xs), None), total, tuple(split))
     return total + block(lhs[blocks * images :], grad[blocks * images :]) if rest else total
-
-
-def _images_per_block(positions: int) -> int:
-    """Images whose kernel gradient is taken at once, for so many output positions an image.
-
-    8, or twice, four times ... as many for small maps, whose blocks would else hold little work.
-    Of 2, 4, 6, 8, 12, 16 and 32 images, 8 were best or within 5 % of it down to 16x16 positions;
-    below 8x8 positions a whole batch at once is as good.
-    """
-    images = 8
-    while images * positions < 2048:
-        images *= 2
-    return images
 
 
 # -------------------------------------------------------------------------------------- pooling
@@ -244,7 +238,7 @@ def _native_max_pool(x, window):
 def _strided_max_pool(x, window):
     """Maxima of strided slices, rows first: `reduce_window` does not share work between windows.
 
-    Windows 5x5, stride 2 of [96, 44, 44, 64]: 4 ms against 26; windows 2x2: the same.
+    Windows 5x5, stride 2, of [96, 44, 44, 64]: 7 times as fast; windows 2x2: the same.
     """
     for axis in (1, 2):
         x = functools.reduce(jnp.maximum, _places(x, window, axis))
@@ -287,8 +281,9 @@ def _make_pool(native, cpu, cpu_gradient):
 def _max_gradient(x, grad, window):
     """The place in its window of each maximum, then each element's share by comparing places.
 
-    Autodiff emits `select_and_scatter`, single-threaded on a CPU: 103 ms for [96, 46, 46, 32] and
-    windows 2x2, 317 ms for [96, 44, 44, 64] and windows 5x5, against 3 and 28 this way.
+    Autodiff emits `select_and_scatter`, which one thread runs on a CPU and which stores element by
+    element. This takes a 13th to a 29th of the time on the study's layers (results/cpu_ops.json)
+    and can go when XLA:CPU has a parallel one.
     """
     height, width = window[0]
     dtype = jnp.dtype(jnp.int8 if height * width <= 128 else jnp.int32)
@@ -302,7 +297,7 @@ def _max_gradient(x, grad, window):
 
 
 def _avg_gradient(x, grad, window):
-    """Each element's sum over its windows: 0.8 ms for [96, 16, 16, 64], autodiff's 7.5."""
+    """Each element's sum over its windows: 10 to 20 times as fast as autodiff's on a CPU."""
     return _spread(x.shape, grad / grad.dtype.type(math.prod(window[0])), window)
 
 
