@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_jax import config as config_lib
 from fer_jax import devices, distributed, workdir
 from fer_jax.config import Config
+from fer_jax.stop import Interrupted
 
 log = logging.getLogger("fer_jax")
 
@@ -60,8 +62,8 @@ def run(
         else:
             results = train.train_and_evaluate(config, folder)
             if distributed.is_first():
-                train.print_summary(results, folder)
-    except train.Interrupted as interrupted:
+                print_summary(results, folder)
+    except Interrupted as interrupted:
         log.info("%s", interrupted)
         return 128 + interrupted.signum
     except expected as error:
@@ -110,3 +112,27 @@ def _evaluate(config: Config, folder: Path, split: str) -> None:
     found = train.evaluate_best(config, folder, split)
     if distributed.is_first():
         print(workdir.to_json({f"{split}/{name}": value for name, value in found.items()}))
+
+
+def print_summary(results: dict[str, Any], folder: Path) -> None:
+    """Prints what a run learned and where its files are."""
+    seconds = results["seconds"]
+    print(
+        f"\n{results['experiment']}, seed {results['seed']}: {results['epochs_run']} epochs in "
+        f"{seconds['train']:.0f} s, best on valid after epoch {results['best_epoch']}\n",
+    )
+    print(
+        f"{'split':8}{'images':>8}{'accuracy':>10}{'unique':>9}{'loss':>8}{'macro-F1':>10}",
+    )
+    for split, found in results["metrics"].items():
+        print(
+            f"{split:8}{found['count']:>8}{found['accuracy']:>10.4f}{found['accuracy_unique']:>9.4f}"
+            f"{found['loss']:>8.4f}{found['macro_f1']:>10.4f}",
+        )
+    print(
+        "\n`unique` leaves out images that also stand in train. Files:\n"
+        f"  {folder / 'results.json'}          the record\n"
+        f"  {folder / 'learning_curves.png'}   loss and accuracy by epoch\n"
+        f"  {folder / 'confusion_test.png'}    what is taken for what\n"
+        f"  {folder / 'log.jsonl'}, {folder / 'tensorboard'}",
+    )

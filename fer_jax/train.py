@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +19,12 @@ from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
 from fer_jax.config import Config, flatten, validate
 from fer_jax.data.arrays import Dataset, load_dataset
-from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
+from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
 from fer_jax.models import BATCH_AXIS, create_model
 from fer_jax.progress import Progress
 from fer_jax.state import TrainState, create_state
+from fer_jax.stop import Interrupted, StopRequest
 
 log = logging.getLogger("fer_jax")
 
@@ -36,36 +36,6 @@ _FREE_IF_CONSTANT = ("train.epochs", "train.patience")
 
 class TrainingError(RuntimeError):
     """A run cannot start, go on or finish."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state."""
-
-    def __init__(self, signum: int, message: str):
-        """Keeps the number of the signal, for the exit status."""
-        super().__init__(message)
-        self.signum = signum
-
-
-class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one ends the process at once."""
-
-    def __init__(self):
-        self.signum: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, _frame) -> None:
-        self.signum = signum
-        signal.signal(signum, self._before[signum])
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -85,7 +55,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     validate(config)
-    with _locked(workdir), _StopRequest() as stop:
+    with _locked(workdir), StopRequest() as stop:
         done = _finished(config, workdir)
         if done is not None:
             log.info("This run is complete: %s", workdir / "results.json")
@@ -155,7 +125,7 @@ def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
 class _Run:
     """One run: what is built once from the configuration, and what changes from epoch to epoch."""
 
-    def __init__(self, config: Config, workdir: Path, stop: _StopRequest):
+    def __init__(self, config: Config, workdir: Path, stop: StopRequest):
         self.config = config
         self.workdir = workdir
         self.stop = stop
@@ -288,6 +258,7 @@ class _Run:
 
     def _make_streamed_epoch(self, train_step):
         batch_size = self.config.train.batch_size
+        start_streaming()
         sharding = devices.sharded(self.mesh)
         zeros = np.zeros((batch_size, *self.train.images.shape[1:]), np.uint8)
         example = devices.put((zeros, np.zeros(batch_size, np.int32)), sharding)
@@ -492,39 +463,10 @@ def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
             f"no checkpoint in {workdir}; train first (--mode=train), or name the run's folder "
             "with --workdir=PATH"
         )
-    with _locked(workdir), _StopRequest() as stop:
+    with _locked(workdir), StopRequest() as stop:
         run = _Run(config, workdir, stop)
         with run.checkpoints:
             state = run.best_state(run.best())
         if split == "test":
             distributed.on_first(wd.count_test_opening)(workdir)
         return run.evaluator(state.variables, split)[0]
-
-
-def print_summary(results: dict[str, Any], workdir: Path, file=None) -> None:
-    """Prints what a run learned and where its files are."""
-    file = file or sys.stdout
-    seconds = results["seconds"]
-    print(
-        f"\n{results['experiment']}, seed {results['seed']}: {results['epochs_run']} epochs in "
-        f"{seconds['train']:.0f} s, best on valid after epoch {results['best_epoch']}\n",
-        file=file,
-    )
-    print(
-        f"{'split':8}{'images':>8}{'accuracy':>10}{'unique':>9}{'loss':>8}{'macro-F1':>10}",
-        file=file,
-    )
-    for split, found in results["metrics"].items():
-        print(
-            f"{split:8}{found['count']:>8}{found['accuracy']:>10.4f}{found['accuracy_unique']:>9.4f}"
-            f"{found['loss']:>8.4f}{found['macro_f1']:>10.4f}",
-            file=file,
-        )
-    print(
-        "\n`unique` leaves out images that also stand in train. Files:\n"
-        f"  {workdir / 'results.json'}          the record\n"
-        f"  {workdir / 'learning_curves.png'}   loss and accuracy by epoch\n"
-        f"  {workdir / 'confusion_test.png'}    what is taken for what\n"
-        f"  {workdir / 'log.jsonl'}, {workdir / 'tensorboard'}",
-        file=file,
-    )

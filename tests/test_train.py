@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import checkpoint, metrics, record, train, workdir
+from fer_jax import checkpoint, metrics, record, stop, train, workdir
 from fer_jax.data import arrays
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -19,7 +19,7 @@ def without_timings(history):
 
 def final_params(folder, config, monkeypatch):
     """Returns the parameters of the newest checkpoint."""
-    run = train._Run(config, folder, train._StopRequest())
+    run = train._Run(config, folder, stop.StopRequest())
     with run.checkpoints:
         return jax.device_get(run.state.params)
 
@@ -153,7 +153,7 @@ def test_epochs_may_not_grow_where_the_schedule_depends_on_them(config, tmp_path
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
-    run = train._Run(config, tmp_path, train._StopRequest())
+    run = train._Run(config, tmp_path, stop.StopRequest())
     with run.checkpoints:
         poisoned = jax.tree.map(lambda p: p * np.float32("nan"), run.state.params)
         run.state = run.state.replace(params=poisoned)
