@@ -7,6 +7,7 @@ fastest of `--repeats` calls, so that other work on the machine does not enter i
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -51,6 +52,7 @@ POOLINGS = {
 
 def main(argv: list[str]) -> None:
     del argv
+    load = os.getloadavg()[0]
     memory.keep_freed_memory()
     matrix = _normal(1024, 1024)
     product = jax.jit(jnp.matmul)
@@ -59,6 +61,7 @@ def main(argv: list[str]) -> None:
     rows += [_pooling(name, *shape) for name, shape in POOLINGS.items()]
     result = {
         "environment": record.environment(),
+        "load_average": round(load, 1),  # before the start: what else the machine had to do
         "batch": _BATCH.value,
         "repeats": _REPEATS.value,
         "matmul_gflops": round(peak, 1),
@@ -73,21 +76,16 @@ def _convolution(layer, peak, side, channels, filters, kernel):
     grad = _normal(_BATCH.value, out, out, filters)
     gflop = 2e-9 * grad.size * kernel * kernel * channels
 
+    def applied(conv):
+        return lambda x, w: conv(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
     def gradient(conv, argument):
-        def f(x, w):
-            return conv(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        def f(x, w, grad):
+            return jax.vjp(applied(conv), x, w)[1](grad)[argument]
 
-        return jax.jit(
-            lambda x, w, g: jax.vjp(
-                lambda y: f(y, w) if argument == 0 else f(x, y), (x, w)[argument]
-            )[1](g)[0]
-        )
+        return jax.jit(f)  # what is not asked for is not computed
 
-    forward = jax.jit(
-        lambda x, w: lax.conv_general_dilated(
-            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    )
+    forward = jax.jit(applied(lax.conv_general_dilated))
     ours = gradient(ops.conv_general_dilated, 1)
     autodiff = gradient(lax.conv_general_dilated, 1)
     images = gradient(lax.conv_general_dilated, 0)

@@ -238,7 +238,7 @@ def _native_max_pool(x, window):
 def _strided_max_pool(x, window):
     """Maxima of strided slices, rows first: `reduce_window` does not share work between windows.
 
-    Windows 5x5, stride 2, of [96, 44, 44, 64]: 7 times as fast; windows 2x2: the same.
+    Windows 5x5, stride 2, of [96, 44, 44, 64]: 6 times as fast; windows 2x2: the same.
     """
     for axis in (1, 2):
         x = functools.reduce(jnp.maximum, _places(x, window, axis))
@@ -282,7 +282,7 @@ def _max_gradient(x, grad, window):
     """The place in its window of each maximum, then each element's share by comparing places.
 
     Autodiff emits `select_and_scatter`, which one thread runs on a CPU and which stores element by
-    element. This takes a 13th to a 29th of the time on the study's layers (results/cpu_ops.json)
+    element. This takes a 13th to a 17th of the time on the study's layers (results/cpu_ops.json)
     and can go when XLA:CPU has a parallel one.
     """
     height, width = window[0]
@@ -297,7 +297,7 @@ def _max_gradient(x, grad, window):
 
 
 def _avg_gradient(x, grad, window):
-    """Each element's sum over its windows: 10 to 20 times as fast as autodiff's on a CPU."""
+    """Each element's sum over its windows: 12 times as fast as autodiff's on a CPU."""
     return _spread(x.shape, grad / grad.dtype.type(math.prod(window[0])), window)
 
 
