@@ -13,8 +13,9 @@ def keep_freed_memory() -> bool:
     XLA:CPU allocates a program's temporaries at each call and frees them after it. By default glibc
     maps blocks as large from the kernel and unmaps them again: a step of Architecture 02 with 96
     images took 17,000 page faults and a third of its CPU time in the kernel. With one heap that is
-    never trimmed it takes none. The process keeps its peak memory till it ends. Architecture 01 gains a little more from huge pages, which must
-    be asked for before Python starts: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+    never trimmed it takes none. The process keeps its peak memory till it ends. Architecture 01
+    gains a little more from huge pages, which must be asked for before Python starts:
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 
     Returns:
       Whether it was done: only Linux's glibc knows these settings.
