@@ -14,7 +14,7 @@ from fer_jax.models import BATCH_AXIS
 
 log = logging.getLogger("fer_jax")
 
-MIN_IMAGES_PER_CPU_DEVICE = 8  # below this, the work of a step is too small to be worth splitting
+MIN_IMAGES_PER_CPU_DEVICE = 16  # with 8 on each of two, Architecture 02 ran 0.9 times as fast
 
 
 def cpu_cores() -> int:
