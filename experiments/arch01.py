@@ -1,6 +1,9 @@
-"""The study's Architecture 01; its batch size is not given, 96 is the better of the two it names.
+"""The study's Architecture 01.
 
-uv run launch.py --config=experiments/arch01.py
+Its batch size is not given; 96 is the better of the two that the study names. It is also the network
+of Serengil 2018 (`serengil.py`). The study prints accuracy 0.77, loss 0.70, 120 h.
+
+    uv run launch.py --config=experiments/arch01.py
 """
 
 from fer_jax.config import get_config as default_config

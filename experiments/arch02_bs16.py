@@ -1,6 +1,8 @@
-"""The study's Architecture 02 at batch 16.
+"""The study's Architecture 02 at batch 16, the "first representation" of its table 4.
 
-uv run launch.py --config=experiments/arch02_bs16.py
+The study prints accuracy 0.718, loss 0.757, 72 h.
+
+    uv run launch.py --config=experiments/arch02_bs16.py
 """
 
 from fer_jax.config import get_config as default_config

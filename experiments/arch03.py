@@ -1,6 +1,9 @@
-"""The study's Architecture 03; its batch size is not given, 96 is the better of the two it names.
+"""The study's Architecture 03.
 
-uv run launch.py --config=experiments/arch03.py
+Its batch size is not given; 96 is the better of the two that the study names. The study prints
+accuracy 0.889, loss 0.29, 72 h.
+
+    uv run launch.py --config=experiments/arch03.py
 """
 
 from fer_jax.config import get_config as default_config
