@@ -271,7 +271,7 @@ class _Run:
                 placed = devices.put(batch, sharding)  # while the step before is still running
                 self._after_step(progress)
                 self.state = train_step(self.state, *placed)
-            self._after_step(progress)
+            self._wait_for_step(progress)  # a signal is heard after the epoch's evaluation
 
         return train_epoch
 
@@ -289,7 +289,7 @@ class _Run:
             for _ in range(self._enter_epoch(epoch), self.per_epoch):
                 self._after_step(progress)
                 self.state = train_step(self.state, order, images, labels)
-            self._after_step(progress)
+            self._wait_for_step(progress)  # a signal is heard after the epoch's evaluation
 
         return train_epoch
 
@@ -327,10 +327,13 @@ class _Run:
 
     def _after_step(self, progress: Progress) -> None:
         """Waits for the step under way, so that progress is true and a signal is heard soon."""
-        jax.block_until_ready(self.state.step)
-        self._raise_if_not_finite()
+        self._wait_for_step(progress)
         if jax.process_count() == 1:  # several stop together, at the end of an epoch
             self._stop_if_asked(self.stop.signum or 0)
+
+    def _wait_for_step(self, progress: Progress) -> None:
+        jax.block_until_ready(self.state.step)
+        self._raise_if_not_finite()
         progress.at(int(self.state.step) * self.config.train.batch_size)
 
     def _raise_if_not_finite(self) -> None:

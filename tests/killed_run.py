@@ -20,14 +20,14 @@ def die() -> None:
 
 
 def kill_after_step(number: int) -> None:
-    after_step = train._Run._after_step
+    wait_for_step = train._Run._wait_for_step
 
     def killed(run, progress):
-        after_step(run, progress)
+        wait_for_step(run, progress)
         if int(run.state.step) == number:
             die()
 
-    train._Run._after_step = killed
+    train._Run._wait_for_step = killed
 
 
 def kill_during_save(number: int, delay_ms: int) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -161,6 +162,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
         with pytest.raises(train.TrainingError, match=r"not finite at step 4 \(epoch 2\)"):
             run.finish()
     assert checkpoint.read_progress(tmp_path)["history"][-1]["epoch"] == 1
+
+
+@pytest.mark.parametrize("when", [1, 4, 6])  # 4: the last step of an epoch
+def test_a_run_asked_to_stop_after_any_step_loses_nothing(finished, tmp_path, monkeypatch, when):
+    config, _, results = finished
+    wait_for_step = train._Run._wait_for_step
+
+    def asked(run, progress):
+        wait_for_step(run, progress)
+        if int(run.state.step) == when:
+            run.stop.signum = signal.SIGTERM
+
+    monkeypatch.setattr(train._Run, "_wait_for_step", asked)
+    with pytest.raises(stop.Interrupted, match="Stopped by SIGTERM at step"):
+        train.train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    again = train.train_and_evaluate(config, tmp_path)
+    assert again["resumed_at"] == [when]
+    assert without_timings(again["history"]) == without_timings(results["history"])
+    assert again["predictions"] == results["predictions"]
 
 
 def test_patience_ends_a_run_that_learns_nothing(config, tmp_path):
