@@ -1,6 +1,6 @@
 """Architecture 02 on drawn faces: everything runs, and nothing is downloaded.
 
-    uv run launch.py --config=experiments/quickstart.py
+uv run launch.py --config=experiments/quickstart.py
 """
 
 from fer_jax.config import get_config as default_config

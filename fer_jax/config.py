@@ -65,6 +65,9 @@ def get_config() -> Config:
     config.train.devices = 0  # devices to shard the batch over; 0: all that divide it and help
     config.train.eval_on_train = False  # dropout-free training metrics each epoch, not just at last
 
+    config.train.start_from = config_dict.placeholder(str)  # a finished run's folder; None: anew
+    config.train.drop_disagreeing = False  # of `start_from`: leave out what its network gets wrong
+
     config.augment = ConfigDict()
     config.augment.flip = False  # mirror left to right, probability 1/2
     config.augment.shift = 0.0  # at most this share of the side, each direction
@@ -145,3 +148,5 @@ def validate(config: Config) -> None:
                 )
         elif value not in rule:
             raise ValueError(f"config.{path} is {value!r}; it must be one of {', '.join(rule)}")
+    if config.train.drop_disagreeing and config.train.start_from is None:
+        raise ValueError("config.train.drop_disagreeing needs config.train.start_from")

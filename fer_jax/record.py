@@ -78,8 +78,10 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_config(config: Config) -> dict[str, Any]:
-    """Returns the configuration without the paths, which say nothing to others."""
+    """Returns the configuration without folders, which say nothing to others."""
     plain = config.to_dict()
+    if plain["train"]["start_from"]:
+        plain["train"]["start_from"] = Path(plain["train"]["start_from"]).name
     for field in ("source", "data_dir"):
         plain["data"].pop(field)
     return plain

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, distributed, metrics, plots, record, steps
+from fer_jax import devices, distributed, metrics, plots, progressive, record, steps
 from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
 from fer_jax.config import Config, flatten, validate
@@ -71,18 +71,25 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
+def _fields(config: Config) -> dict[str, Any]:
+    """Returns all fields by path; of the run it starts from only the folder's name."""
+    fields = flatten(config)
+    start = fields.get("train.start_from")
+    return fields | {"train.start_from": Path(start).name if start else None}
+
+
 def changed_fields(config: Config, before: dict[str, Any]) -> list[str]:
     """Lists the fields that keep a run from going on.
 
     Args:
       config: the configuration asked for.
-      before: `flatten` of the run so far.
+      before: the fields of the run so far.
 
     Returns:
       One `field: before -> now` for each difference that would change the numbers. The number of
       epochs may differ where the schedule does not depend on it.
     """
-    now = flatten(config)
+    now = _fields(config)
     free = set(_FREE_FIELDS) | {"train.devices"}  # the resolved number is compared instead
     if config.train.schedule == "constant":
         free |= set(_FREE_IF_CONSTANT)
@@ -112,13 +119,13 @@ def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
         return None
     before = {
         name: value
-        for name, value in flatten(ConfigDict(found["config"])).items()
+        for name, value in _fields(ConfigDict(found["config"])).items()
         if name not in _FREE_FIELDS
     }
-    now = {n: v for n, v in flatten(config).items() if n not in _FREE_FIELDS}
+    now = {n: v for n, v in _fields(config).items() if n not in _FREE_FIELDS}
     if before == now:
         return found
-    _refuse_changes(config, flatten(ConfigDict(found["config"])), workdir)
+    _refuse_changes(config, _fields(ConfigDict(found["config"])), workdir)
     return None  # only the number of epochs or devices differs: go on
 
 
@@ -130,8 +137,6 @@ class _Run:
         self.workdir = workdir
         self.stop = stop
         self.dataset: Dataset = load_dataset(config.data)
-        self.train = self.dataset.splits["train"]
-        self.per_epoch = steps_per_epoch(len(self.train.labels), config.train.batch_size)
         self.checkpoints = Checkpointer(workdir)
         self.history: list[dict[str, Any]] = []
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
@@ -151,16 +156,20 @@ class _Run:
         if pipeline == "auto":
             pipeline = "stream" if self.platform == "cpu" else "resident"
         self.pipeline = pipeline
-        model = create_model(config.model, axis_name=BATCH_AXIS)
+        self.model = create_model(config.model, axis_name=BATCH_AXIS)
+        self.evaluator = Evaluator(self.model, self.mesh, self.dataset, config.eval.batch_size)
+        fresh = self._create_state()
+        if config.train.start_from is not None:
+            fresh = self._start_from(Path(config.train.start_from), fresh)
+        self.train = self.dataset.splits["train"]
+        self.per_epoch = steps_per_epoch(len(self.train.labels), config.train.batch_size)
         self.tx = steps.create_optimizer(config, self.per_epoch)
         self.class_weights = (
             steps.balanced_class_weights(np.asarray(self.train.labels))
             if config.train.class_weights == "balanced"
             else None
         )
-        self.model = model
-        self.evaluator = Evaluator(model, self.mesh, self.dataset, config.eval.batch_size)
-        self.state = self._restore_or_create()
+        self.state = self._restore_or(fresh)
 
     # Starting
 
@@ -178,9 +187,26 @@ class _Run:
             )
         return before
 
-    def _restore_or_create(self) -> TrainState:
+    def _create_state(self) -> TrainState:
+        # The schedule's length, known later, changes no array of the optimiser's first state.
+        tx = steps.create_optimizer(self.config, 1)
         create = jax.jit(create_state, static_argnums=(0, 1))
-        fresh = create(self.model, self.tx, jnp.uint32(self.config.seed))
+        return create(self.model, tx, jnp.uint32(self.config.seed))
+
+    def _start_from(self, folder: Path, fresh: TrainState) -> TrainState:
+        start = self._place(progressive.best_of(folder, fresh))
+        if self.config.train.drop_disagreeing:
+            before = len(self.dataset.splits["train"].labels)
+            self.dataset = progressive.without_disagreement(
+                self.dataset, self.evaluator, start.variables
+            )
+            kept = len(self.dataset.splits["train"].labels)
+            log.info(
+                "Keeping the %d of %d training images that %s agrees with", kept, before, folder
+            )
+        return fresh.replace(params=start.params, batch_stats=start.batch_stats)
+
+    def _restore_or(self, fresh: TrainState) -> TrainState:
         restored = self.checkpoints.restore_latest(fresh)
         if restored is None:
             return self._place(fresh)
@@ -387,7 +413,7 @@ class _Run:
     def _checkpoint(self, score: float | None) -> None:
         start = time.perf_counter()
         progress = {
-            "config": flatten(self.config),
+            "config": _fields(self.config),
             "devices": self.mesh.size,
             "source_sha256": self.dataset.source_sha256,
             "history": self.history,
@@ -436,6 +462,7 @@ class _Run:
             **record.environment(),
             "devices": self.mesh.size,
             "pipeline": self.pipeline,
+            "train_images": len(self.train.labels),
             "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
             "epochs_run": len(self.history),
             "best_epoch": best["epoch"],
