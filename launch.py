@@ -105,6 +105,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"launch.py: unexpected argument {argv[1]!r}; every option is a --flag")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
     logging.getLogger("fer_jax").setLevel(logging.INFO)
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        # Tracebacks of orbax's threads; what went wrong is said once, in a line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Imported here so that --help answers at once.
     from fer_jax import cli
 

@@ -128,6 +128,7 @@ class Checkpointer:
         with self._explained("write"):
             if step in self._manager.all_steps():
                 return
+            self._require_space(sum(x.nbytes for x in jax.tree.leaves(arrays)))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -135,6 +136,12 @@ class Checkpointer:
                 ),
                 metrics=metrics,
             )
+
+    def _require_space(self, needed: int) -> None:
+        """Finds out before writing: a write that fails half-way is reported by every thread."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
 
     @distributed.on_first
     def wait(self) -> None:
