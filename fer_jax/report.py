@@ -53,8 +53,8 @@ def paper_table(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Returns the study's rows beside ours, as Markdown."""
     lines = [
         "| Experiment | The study says | Ours: train | valid | test | test, no duplicates | "
-        "Seeds | Best epoch | Training on |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "Seeds | Best epoch | Training time | on |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (accuracy, loss, hours) in PAPER.items():
         said = f"{accuracy:.3g}, loss {loss:.3g}, {hours} h"
@@ -64,13 +64,14 @@ def paper_table(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 def _ours(found: list[dict[str, Any]]) -> str:
     if not found:
-        return " | ".join(["not measured yet"] + [""] * 6)
+        return " | ".join(["not measured yet"] + [""] * 7)
     cells = [
         spread([r["metrics"][s]["accuracy"] for r in found]) for s in ("train", "valid", "test")
     ]
     cells.append(spread([r["metrics"]["test"]["accuracy_unique"] for r in found]))
     cells.append(str(len(found)))
     cells.append(", ".join(f"{r['best_epoch']} of {r['epochs_run']}" for r in found))
+    cells.append(f"{statistics.fmean(r['seconds']['train'] for r in found) / 60:.1f} min")
     cells.append("; ".join(sorted({_device(r) for r in found})))
     return " | ".join(cells)
 

@@ -25,6 +25,7 @@ def record(seed=0, accuracy=0.5, **changes):
         "epochs_run": 3,
         "best_epoch": 3,
         "test_evaluations": 1,
+        "seconds": {"train": 90.0 + 60.0 * seed},
         "device": {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1},
     } | changes
 
@@ -47,6 +48,7 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert "0.550 ± 0.071" in row
     assert "0.540 ± 0.071" in row
     assert "0.76, loss 0.63, 48 h" in row
+    assert "2.0 min" in row
 
 
 def test_rows_without_a_record_say_so():
