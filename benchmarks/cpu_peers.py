@@ -22,6 +22,8 @@ from absl import app, flags
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
+RECORD = FOLDER.parent / "results" / "cpu_peers.json"
+DOCUMENT = FOLDER.parent / "docs" / "performance.md"
 OURS = "fer_jax"
 PEERS = {
     OURS: "fer-jax",
@@ -43,7 +45,7 @@ _COMPILE_REPEATS = flags.DEFINE_integer(
 _MODELS = flags.DEFINE_list("models", ["arch01", "arch02", "arch03"], "Networks to train.")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds each measurement is timed for.", 0.0)
 _OUTPUT = flags.DEFINE_string(
-    "output", str(FOLDER.parent / "results" / "cpu_peers.json"), "Where the record goes."
+    "output", str(RECORD), "Where the record goes; by default docs/performance.md shows it too."
 )
 
 
@@ -320,6 +322,14 @@ def _find_torch(python: str | None) -> str | None:
     return found
 
 
+def updated_document(text: str, found: dict[str, Any]) -> str:
+    """Returns the text of `docs/performance.md` with the tables of a record in their place."""
+    from fer_jax.report import replace_between
+
+    peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
+    return replace_between(text, "peers", "\n" + format_tables(found, peers) + "\n")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"cpu_peers.py: unexpected argument {argv[1]!r}; every option is a --flag")
@@ -350,6 +360,8 @@ def main(argv: list[str]) -> None:
     found |= {"matmul": peaks, "runs": runs}
     output.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nWritten: {output}", file=sys.stderr)
+    if output.resolve() == RECORD:
+        DOCUMENT.write_text(updated_document(DOCUMENT.read_text(), found))
 
 
 if __name__ == "__main__":

@@ -135,3 +135,9 @@ def test_pytorch_trains_the_same_networks():
     if not python:
         pytest.skip("set FER_JAX_TORCH_PYTHON to a Python that has PyTorch")
     assert _parameters(python, "peer_torch") == PARAMETERS
+
+
+def test_the_document_shows_the_committed_record():
+    found = json.loads(cpu_peers.RECORD.read_text())
+    text = cpu_peers.DOCUMENT.read_text()
+    assert cpu_peers.updated_document(text, found) == text
