@@ -137,7 +137,7 @@ def test_pytorch_trains_the_same_networks():
     assert _parameters(python, "peer_torch") == PARAMETERS
 
 
-def test_the_document_shows_the_committed_record():
+def test_the_document_shows_the_committed_record(cpu_peers):
     found = json.loads(cpu_peers.RECORD.read_text())
     text = cpu_peers.DOCUMENT.read_text()
     assert cpu_peers.updated_document(text, found) == text

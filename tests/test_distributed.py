@@ -56,7 +56,8 @@ def one_device(data_dir, tmp_path_factory):
     return params_of(folder), results
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 8])
 def test_epochs_scanned_as_on_an_accelerator_train_the_same(
     config, one_device, count, tmp_path, monkeypatch
 ):
@@ -89,7 +90,8 @@ def test_a_run_interrupted_within_an_epoch_goes_on_scanned(
     assert_close(one_device[0], params_of(tmp_path))
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 8])
 def test_a_checkpoint_of_two_devices_goes_on_with_one_or_eight(config, one_device, count, tmp_path):
     config.train.devices = 2
     config.train.epochs = 1

@@ -25,6 +25,9 @@ def builder_of(data_dir, config, source=None):
     return tfds.builder("fer2013", config=config, data_dir=str(data_dir), source=source)
 
 
+pytestmark = pytest.mark.slow  # TensorFlow takes 10 s to import
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
@@ -177,7 +180,6 @@ print(early, "tensorflow" in sys.modules)
     assert done.stdout.split() == [str(first != "fer_jax"), "False"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"{ARCHIVE} is not there")
 def test_real_archive_by_two_processes_at_once(tmp_path):
     code = f"""
