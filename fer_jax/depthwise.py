@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax.ops import _vary_like
+from fer_jax.ops import vary_like
 
 _OFFSETS = [(i, j) for i in range(3) for j in range(3)]
 
@@ -42,7 +42,7 @@ def depthwise_conv(lhs: jax.Array, rhs: jax.Array, window_strides, padding, **op
     if not lhs.dtype == rhs.dtype == jnp.float32:  # sums of lower precision are XLA's matter
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     # Made varying out here, the kernel's gradient is summed over devices by this cast's transpose.
-    return _conv(_vary_like(lhs, rhs), _vary_like(rhs, lhs))
+    return _conv(vary_like(lhs, rhs), vary_like(rhs, lhs))
 
 
 def _native(images, kernel):
@@ -99,6 +99,6 @@ def _kernel_gradient(images, grad):
         ]
         return total + jnp.stack(products), None
 
-    start = _vary_like(jnp.zeros((9, width, channels), grad.dtype), grad)
+    start = vary_like(jnp.zeros((9, width, channels), grad.dtype), grad)
     total, _ = lax.scan(add, start, (padded, grad))
     return jnp.sum(total, axis=1).reshape(3, 3, 1, channels)

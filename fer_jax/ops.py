@@ -88,7 +88,7 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     # Inside `shard_map` the kernel may be one for all devices. Made varying out here, its gradient
     # is summed over devices by the transpose of this cast, and the rule below stays local.
-    lhs, rhs = _vary_like(lhs, rhs), _vary_like(rhs, lhs)
+    lhs, rhs = vary_like(lhs, rhs), vary_like(rhs, lhs)
     return _conv(lhs, rhs, tuple(window_strides), tuple((int(a), int(b)) for a, b in padding))
 
 
@@ -199,7 +199,7 @@ def _kernel_gradient(lhs, grad, kernel_shape, strides, padding):
 
     images = _IMAGES_PER_BLOCK
     blocks, rest = divmod(lhs.shape[0], images)
-    total = _vary_like(jnp.zeros(kernel_shape, lhs.dtype), grad)
+    total = vary_like(jnp.zeros(kernel_shape, lhs.dtype), grad)
     if blocks:
         split = [x[: blocks * images].reshape(blocks, images, *x.shape[1:]) for x in (lhs, grad)]
         total, _ = lax.scan(lambda total, xs: (total + block(*xs), None), total, tuple(split))
@@ -336,7 +336,7 @@ def _spread(shape, grad, window, place=None):
     return total[:, top : top + shape[1], left : left + shape[2]]
 
 
-def _vary_like(x, like):
+def vary_like(x, like):
     """Marks `x` as different on each device of every mesh axis that `like` differs over."""
     axes = tuple(jax.typeof(like).mat.varying - jax.typeof(x).mat.varying)
     return lax.pcast(x, axes, to="varying") if axes else x

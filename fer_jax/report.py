@@ -9,8 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNS = ROOT / "results" / "runs"
+from fer_jax.study import ROOT, RUNS
 
 # The study's tables 4 and 5: accuracy, loss and hours, which split they are on goes unsaid.
 PAPER = {
