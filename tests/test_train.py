@@ -65,7 +65,7 @@ def test_the_record_says_what_was_run(finished):
     assert results["epochs_run"] == 3
     assert results["test_evaluations"] == 1
     assert results["versions"]["jax"] == jax.__version__
-    assert {"compile", "train", "evaluate", "total"} <= set(results["seconds"])
+    assert {"compile", "train", "train_cpu", "evaluate", "total"} <= set(results["seconds"])
     for split, count in results["dataset"]["count"].items():
         assert results["metrics"][split]["count"] == count
     assert results["metrics"]["test"]["count_unique"] == 21  # two of test stand in train
