@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax.ops import vary_like
+from fer_jax.native import vary_like
 
 _OFFSETS = [(i, j) for i in range(3) for j in range(3)]
 

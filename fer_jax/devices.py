@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fer_jax import memory
+from fer_jax import memory, native
 from fer_jax.models import BATCH_AXIS
 
 log = logging.getLogger("fer_jax")
@@ -25,13 +25,11 @@ def cpu_cores() -> int:
 def setup() -> None:
     """Prepares JAX: freed memory and compiled programs are kept, one virtual CPU device per core.
 
-    Must run before JAX touches a device. The cache lies in `$FER_JAX_CACHE`, by default
-    `~/.cache/fer_jax`.
+    Must run before JAX touches a device. Compiled programs lie in :func:`native.cache_folder`.
     """
     memory.keep_freed_memory()
     jax.config.update("jax_num_cpu_devices", cpu_cores())
-    cache = os.environ.get("FER_JAX_CACHE", os.path.expanduser("~/.cache/fer_jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", str(native.cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fer_jax import native
+from fer_jax.native import vary_like
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 Padding = str | Sequence[tuple[int, int]]
 
@@ -139,13 +142,22 @@ def avg_pool(
 # ---------------------------------------------------------------------------------- convolution
 
 
-def _native_conv(lhs, rhs, strides, padding):
+def _xla_conv(lhs, rhs, strides, padding):
     return lax.conv_general_dilated(lhs, rhs, strides, padding, dimension_numbers=_NHWC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(lhs, rhs, strides, padding):
-    return _native_conv(lhs, rhs, strides, padding)
+    xla = functools.partial(_xla_conv, strides=strides, padding=padding)
+    if not _is_native(rhs.shape[3], padding):
+        return xla(lhs, rhs)
+    cpu = functools.partial(native.convolution, strides=strides, padding=padding)
+    return lax.platform_dependent(lhs, rhs, cpu=cpu, default=xla)
+
+
+def _is_native(features, padding):
+    """Whether a convolution with so many output channels is one for :mod:`fer_jax.native`."""
+    return features % native.FEATURES == 0 and min(map(min, padding)) >= 0 and native.available()
 
 
 def _conv_forward(lhs, rhs, strides, padding):
@@ -154,23 +166,51 @@ def _conv_forward(lhs, rhs, strides, padding):
 
 def _conv_backward(strides, padding, saved, grad):
     lhs, rhs = saved
+    return (
+        _image_gradient(lhs, rhs, grad, strides, padding),
+        _kernel_gradient(lhs, rhs, grad, strides, padding),
+    )
 
-    def native(lhs, grad):
-        return jax.vjp(lambda rhs: _native_conv(lhs, rhs, strides, padding), rhs)[1](grad)[0]
+
+def _image_gradient(lhs, rhs, grad, strides, padding):
+    """The convolution of the output's gradient with the kernel turned by 180 degrees."""
+
+    def xla(rhs, grad):
+        return jax.vjp(lambda lhs: _xla_conv(lhs, rhs, strides, padding), lhs)[1](grad)[0]
+
+    around = [
+        (length - 1 - low, size + low - out)
+        for length, size, out, (low, _) in zip(
+            rhs.shape[:2], lhs.shape[1:3], grad.shape[1:3], padding, strict=True
+        )
+    ]
+    if strides != (1, 1) or not _is_native(rhs.shape[2], around):
+        return xla(rhs, grad)
+
+    def cpu(rhs, grad):
+        return native.convolution(grad, rhs[::-1, ::-1].swapaxes(2, 3), strides, around)
+
+    return lax.platform_dependent(rhs, grad, cpu=cpu, default=xla)
+
+
+def _kernel_gradient(lhs, rhs, grad, strides, padding):
+    def xla(lhs, grad):
+        return jax.vjp(lambda rhs: _xla_conv(lhs, rhs, strides, padding), rhs)[1](grad)[0]
 
     def cpu(lhs, grad):
+        if _is_native(rhs.shape[3], padding):
+            return native.kernel_gradient(lhs, grad, rhs.shape, strides, padding)
         if grad.shape[1] * grad.shape[2] < _MIN_POSITIONS:
-            return native(lhs, grad)
-        return _kernel_gradient(lhs, grad, rhs.shape, strides, padding)
+            return xla(lhs, grad)
+        return _blocked_kernel_gradient(lhs, grad, rhs.shape, strides, padding)
 
-    grad_lhs = jax.vjp(lambda lhs: _native_conv(lhs, rhs, strides, padding), lhs)[1](grad)[0]
-    return grad_lhs, lax.platform_dependent(lhs, grad, cpu=cpu, default=native)
+    return lax.platform_dependent(lhs, grad, cpu=cpu, default=xla)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _kernel_gradient(lhs, grad, kernel_shape, strides, padding):
+def _blocked_kernel_gradient(lhs, grad, kernel_shape, strides, padding):
     """Gradient of the kernel: a convolution of images and output gradient over the batch.
 
     Channels take the place of the batch and images that of channels. Autodiff writes the same
@@ -334,12 +374,6 @@ def _spread(shape, grad, window, place=None):
             total += jnp.where(hit, grad[:, cells[0], None, cells[1], None], 0)
     total = total.reshape(images, rows * down, columns * across, channels)
     return total[:, top : top + shape[1], left : left + shape[2]]
-
-
-def vary_like(x, like):
-    """Marks `x` as different on each device of every mesh axis that `like` differs over."""
-    axes = tuple(jax.typeof(like).mat.varying - jax.typeof(x).mat.varying)
-    return lax.pcast(x, axes, to="varying") if axes else x
 
 
 _max_pool = _make_pool(_native_max_pool, _strided_max_pool, _max_gradient)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fer_jax import native
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset
 from fer_jax.devices import cpu_cores
@@ -29,6 +30,7 @@ def environment() -> dict[str, Any]:
             "count": jax.device_count() if device.platform != "cpu" else 1,
             "cpu_cores": cpu_cores(),
         },
+        "convolutions": native.convolutions(),
         "git": git_state(),
     }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, distributed, metrics, plots, progressive, record, steps
+from fer_jax import devices, distributed, metrics, native, plots, progressive, record, steps
 from fer_jax import workdir as wd
 from fer_jax.checkpoint import Checkpointer, read_progress
 from fer_jax.config import Config, flatten, validate
@@ -141,18 +141,19 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         # `train_cpu` is what the process used of all cores: it does not grow with other work there.
         names = ("compile", "train", "train_cpu", "evaluate", "checkpoint")
-        self.seconds = dict.fromkeys(names, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(names, 0.0)
         self.resumed_at: list[int] = []
 
         before = self._read_before()
         requested = before["devices"] if before and not config.train.devices else 0
         self.mesh = devices.create_mesh(requested or config.train.devices, config.train.batch_size)
-        if before and before["devices"] != self.mesh.size:
-            log.warning(
-                "Going on with %d devices instead of %d: equal to rounding, not to the bit",
-                self.mesh.size,
-                before["devices"],
-            )
+        self.arithmetic = {"devices": self.mesh.size, "convolutions": native.convolutions()}
+        for name, value in self.arithmetic.items():
+            if before and before[name] != value:
+                log.warning(
+                    "Going on with %s %s instead of %s: equal to rounding, not to the bit",
+                    *(value, name, before[name]),
+                )
         self.platform = self.mesh.devices.flat[0].platform
         pipeline = config.data.pipeline
         if pipeline == "auto":
@@ -417,7 +418,7 @@ class _Run:
         start = time.perf_counter()
         progress = {
             "config": _fields(self.config),
-            "devices": self.mesh.size,
+            **self.arithmetic,
             "source_sha256": self.dataset.source_sha256,
             "history": self.history,
             "seconds": self.seconds,

@@ -243,6 +243,15 @@ def test_a_run_goes_on_with_its_number_of_devices(config, tmp_path, caplog):
     assert "8 devices instead of 2" in caplog.text
 
 
+def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monkeypatch):
+    config.train.epochs = 1
+    train.train_and_evaluate(config, tmp_path)
+    monkeypatch.setattr(train.native, "convolutions", lambda: "other")
+    config.train.epochs = 2
+    train.train_and_evaluate(config, tmp_path)
+    assert "Going on with other convolutions instead of" in caplog.text
+
+
 def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
