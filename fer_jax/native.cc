@@ -1,9 +1,10 @@
-// Convolution for XLA's CPU backend, called through its foreign function interface.
+// Convolution and max-pooling for XLA's CPU backend, called through its foreign function interface.
 //
-// Both directions sum outer products: a short vector of numbers from the images times a long one of
-// output channels, kept in registers until it is whole. Arrays are float32 and row-major: images
-// [n, h, w, c], output [n, oh, ow, f], kernel [kh, kw, c, f], f a multiple of 16. In a row of an
-// image the kw * c numbers under a kernel's row lie side by side, so (kw, c) is one axis here.
+// Convolution sums outer products in both directions: a short vector of numbers from the images
+// times a long one of output channels, kept in registers until it is whole. Arrays are float32 and
+// row-major: images [n, h, w, c], output [n, oh, ow, f], kernel [kh, kw, c, f], f a multiple of 16.
+// In a row of an image the kw * c numbers under a kernel's row lie side by side, so (kw, c) is one
+// axis here.
 
 #include <algorithm>
 #include <atomic>
@@ -34,6 +35,8 @@ constexpr int kLong = 2;  // vectors in the long one
 constexpr int64_t kChunkBytes = 1 << 15;  // of images and gradient walked over again and again: L1
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1)));
 
 // h and w count the padding too; rows outside [top, bottom) are padding.
 struct Shape {
@@ -117,25 +120,31 @@ void add_kernel_gradient(const Shape& s, const float* image, const float* grad, 
 // A few positions of an output row: the short vector goes over positions.
 struct ForwardTile {
   const Shape& s;
-  const float *image, *kernel;  // the image from the output row's first row on
+  const float *image, *kernel, *bias;  // the image from the output row's first row on
+  bool relu;
   float* out_row;
   int64_t first, last;  // rows of the kernel that do not lie on padding
 
   template <int A, int B>
   void run(int64_t a, int64_t b) const {
-    Vector sums[A][B] = {};
+    Vector sums[A][B];
+    load<A, B>(sums, bias + b, 0);
     const int64_t step = s.stride_w * s.c;
     for (int64_t i = first; i < last; ++i)
       add_outer_products<A, B>(image + i * s.w * s.c + a * step, step, 1,
                                kernel + i * s.kw * s.c * s.f + b, s.f, s.kw * s.c, sums);
+    if (relu)
+      for (auto& row : sums)
+        for (Vector& sum : row) sum = sum > 0 ? sum : Vector{};
     store<A, B>(sums, out_row + a * s.f + b, s.f);
   }
 };
 
-void convolve(const Shape& s, const float* image, const float* kernel, float* out) {
+void convolve(const Shape& s, const float* image, const float* kernel, const float* bias, bool relu,
+              float* out) {
   for (int64_t y = 0; y < s.oh; ++y) {
     const int64_t row = y * s.stride_h;
-    ForwardTile tile{s, image + row * s.w * s.c, kernel, out + y * s.ow * s.f,
+    ForwardTile tile{s, image + row * s.w * s.c, kernel, bias, relu, out + y * s.ow * s.f,
                      std::max<int64_t>(0, s.top - row), std::min(s.kh, s.bottom - row)};
     cover<kShort>(0, s.ow, s.f, tile);
   }
@@ -166,7 +175,60 @@ void run_tasks(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
   progress->changed.wait(lock, [&] { return progress->done == tasks; });
 }
 
+// Max-pooling without padding of [h, w, f] to [oh, ow, f].
+struct Pool {
+  int64_t h, w, f, oh, ow, window_h, window_w, stride_h, stride_w;
+
+  // Calls visit(offset of the output's first channel, offset of the window's) for every window.
+  template <typename Visit>
+  void for_windows(const Visit& visit) const {
+    for (int64_t y = 0; y < oh; ++y)
+      for (int64_t x = 0; x < ow; ++x)
+        visit((y * ow + x) * f, (y * stride_h * w + x * stride_w) * f);
+  }
+};
+
+// Also tells the place in its window of each maximum, row by row; -1 if it is not positive, because
+// then the ReLU before the pool lets no gradient pass.
+void pool(const Pool& p, const float* image, float* out, int8_t* places) {
+  p.for_windows([&](int64_t to, int64_t from) {
+    for (int64_t c = 0; c < p.f; c += kLanes) {
+      Vector best = *reinterpret_cast<const Vector*>(image + from + c);
+      Indices place = {};
+      for (int i = 0, at = 0; i < p.window_h; ++i)
+        for (int j = 0; j < p.window_w; ++j, ++at) {
+          const int64_t offset = from + (i * p.w + j) * p.f + c;
+          const Vector here = *reinterpret_cast<const Vector*>(image + offset);
+          place = here > best ? Indices{} + at : place;
+          best = here > best ? here : best;
+        }
+      place = best > 0 ? place : Indices{} - 1;
+      *reinterpret_cast<Vector*>(out + to + c) = best;
+      *reinterpret_cast<Bytes*>(places + to + c) = __builtin_convertvector(place, Bytes);
+    }
+  });
+}
+
+// Adds each output's gradient where its maximum stood; image rows are `pitch` numbers apart.
+void unpool(const Pool& p, const float* grad, const int8_t* places, float* image, int64_t pitch) {
+  p.for_windows([&](int64_t from, int64_t to) {
+    float* window = image + to / (p.w * p.f) * pitch + to % (p.w * p.f);
+    for (int64_t c = 0; c < p.f; c += kLanes) {
+      const Vector given = *reinterpret_cast<const Vector*>(grad + from + c);
+      const Indices place =
+          __builtin_convertvector(*reinterpret_cast<const Bytes*>(places + from + c), Indices);
+      for (int i = 0, at = 0; i < p.window_h; ++i)
+        for (int j = 0; j < p.window_w; ++j, ++at) {
+          Vector& sum = *reinterpret_cast<Vector*>(window + i * pitch + j * p.f + c);
+          sum += place == at ? given : Vector{};
+        }
+    }
+  });
+}
+
 using Array = ffi::Buffer<ffi::F32, 4>;
+using Bias = ffi::Buffer<ffi::F32, 1>;
+using Places = ffi::Buffer<ffi::S8, 4>;
 using Result = ffi::Result<Array>;
 using Ints = ffi::Span<const int64_t>;
 
@@ -195,65 +257,184 @@ ffi::Error check(const Shape& s) {
   return ffi::Error::Success();
 }
 
-// Hands out images of a batch with their padding; each task has its own.
-class PaddedImages {
+int64_t image_size(const Shape& s) { return (s.bottom - s.top) * s.real_w * s.c; }  // not padded
+
+// Room for one image with its padding, zero to begin with.
+class Padded {
  public:
-  PaddedImages(const Shape& s, const float* images) : s_(s), images_(images) {
-    if (s.bottom - s.top != s.h || s.real_w != s.w) padded_.resize(s.h * s.w * s.c);
-  }
+  explicit Padded(const Shape& s) : s_(s), numbers_(s.h * s.w * s.c) {}
+
+  float* row(int64_t y) { return &numbers_[((s_.top + y) * s_.w + s_.left) * s_.c]; }
+  const float* data() const { return numbers_.data(); }
+
+ private:
+  Shape s_;
+  std::vector<float> numbers_;
+};
+
+// Hands out the images of a batch with their padding; each task has its own.
+class Images {
+ public:
+  Images(const Shape& s, const float* images)
+      : s_(s), images_(images), is_padded_(s.bottom - s.top != s.h || s.real_w != s.w),
+        padded_(is_padded_ ? s : Shape{}) {}
 
   const float* operator[](int64_t i) {
+    const float* image = images_ + i * image_size(s_);
+    if (!is_padded_) return image;
     const int64_t row = s_.real_w * s_.c;
-    const float* image = images_ + i * (s_.bottom - s_.top) * row;
-    if (padded_.empty()) return image;
-    for (int64_t y = s_.top; y < s_.bottom; ++y, image += row)
-      std::memcpy(&padded_[(y * s_.w + s_.left) * s_.c], image, row * sizeof(float));
+    for (int64_t y = 0; y < s_.bottom - s_.top; ++y, image += row)
+      std::memcpy(padded_.row(y), image, row * sizeof(float));
     return padded_.data();
   }
 
  private:
   const Shape& s_;
   const float* images_;
-  std::vector<float> padded_;
+  bool is_padded_;
+  Padded padded_;
 };
 
-// Calls work(image's number, padded image) for the images of one of `tasks` even shares.
+// The same for gradients of what was pooled: made from those of the pool's output.
+class Unpooled {
+ public:
+  Unpooled(const Shape& s, const Pool& p, const float* grads, const int8_t* places)
+      : s_(s), p_(p), grads_(grads), places_(places), padded_(s) {}
+
+  const float* operator[](int64_t i) {
+    const int64_t size = p_.oh * p_.ow * p_.f;
+    for (int64_t y = 0; y < p_.h; ++y)
+      std::memset(padded_.row(y), 0, p_.w * p_.f * sizeof(float));
+    unpool(p_, grads_ + i * size, places_ + i * size, padded_.row(0), s_.w * s_.c);
+    return padded_.data();
+  }
+
+ private:
+  const Shape& s_;
+  const Pool& p_;
+  const float* grads_;
+  const int8_t* places_;
+  Padded padded_;
+};
+
+// Runs work(i) for the images of one of `tasks` even shares of a batch.
 template <typename Work>
-void for_images(const Shape& s, const float* images, int64_t task, int64_t tasks,
-                const Work& work) {
-  PaddedImages padded(s, images);
-  for (int64_t i = s.n * task / tasks; i < s.n * (task + 1) / tasks; ++i) work(i, padded[i]);
+void for_share(int64_t images, int64_t task, int64_t tasks, const Work& work) {
+  for (int64_t i = images * task / tasks; i < images * (task + 1) / tasks; ++i) work(i);
 }
 
-ffi::Error kernel_gradient(ffi::ThreadPool pool, Array images, Array grad, Ints strides,
-                           Ints padding, int64_t tasks, Result kernel) {
-  const Shape s = shape_of(images.dimensions(), grad.dimensions(), kernel->dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
+// make_grads() -> something that hands out an image's gradient.
+template <typename MakeGrads>
+void sum_kernel_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+                          const MakeGrads& make_grads, float* total) {
   const int64_t size = s.kh * s.kw * s.c * s.f;
   // Each task sums on its own; the sums are then added in order, so that a repeat gives equal bits.
   std::vector<float> others((tasks - 1) * size);
-  float* total = kernel->typed_data();
   run_tasks(pool, tasks, [&](int64_t task) {
     float* sum = task ? others.data() + (task - 1) * size : total;
     std::memset(sum, 0, size * sizeof(float));
-    for_images(s, images.typed_data(), task, tasks, [&](int64_t i, const float* image) {
-      add_kernel_gradient(s, image, grad.typed_data() + i * s.oh * s.ow * s.f, sum);
-    });
+    Images padded(s, images);
+    auto grads = make_grads();
+    for_share(s.n, task, tasks,
+              [&](int64_t i) { add_kernel_gradient(s, padded[i], grads[i], sum); });
   });
   for (int64_t task = 1; task < tasks; ++task)
     for (int64_t i = 0; i < size; ++i) total[i] += others[(task - 1) * size + i];
-  return ffi::Error::Success();
 }
 
-ffi::Error convolution(ffi::ThreadPool pool, Array images, Array kernel, Ints strides,
-                       Ints padding, int64_t tasks, Result out) {
+struct Rows {  // gradients as they are
+  const Shape& s;
+  const float* grads;
+  const float* operator[](int64_t i) const { return grads + i * s.oh * s.ow * s.f; }
+};
+
+Pool pool_of(const Shape& s, Ints out, Ints window) {
+  return {s.oh, s.ow, s.f, out[1], out[2], window[0], window[1], window[2], window[3]};
+}
+
+// What an image's gradient is computed from: the pooled output's gradient, by a convolution.
+Pool pool_behind(const Shape& s, Ints out, Ints window) {
+  return {s.bottom - s.top, s.real_w, s.c, out[1], out[2], window[0], window[1], window[2],
+          window[3]};
+}
+
+ffi::Error convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
+                       Array images, Array kernel, Bias bias, Result out) {
   const Shape s = shape_of(images.dimensions(), out->dimensions(), kernel.dimensions(), strides,
                            padding);
   if (auto error = check(s); error.failure()) return error;
   run_tasks(pool, tasks, [&](int64_t task) {
-    for_images(s, images.typed_data(), task, tasks, [&](int64_t i, const float* image) {
-      convolve(s, image, kernel.typed_data(), out->typed_data() + i * s.oh * s.ow * s.f);
+    Images padded(s, images.typed_data());
+    for_share(s.n, task, tasks, [&](int64_t i) {
+      convolve(s, padded[i], kernel.typed_data(), bias.typed_data(), relu,
+               out->typed_data() + i * s.oh * s.ow * s.f);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
+                           Array images, Array grad, Result kernel) {
+  const Shape s = shape_of(images.dimensions(), grad.dimensions(), kernel->dimensions(), strides,
+                           padding);
+  if (auto error = check(s); error.failure()) return error;
+  sum_kernel_gradients(pool, tasks, s, images.typed_data(),
+                       [&] { return Rows{s, grad.typed_data()}; }, kernel->typed_data());
+  return ffi::Error::Success();
+}
+
+// `conv`: height and width of the convolution's output. `window`: its sides, then its strides.
+ffi::Error pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints strides, Ints padding,
+                              Ints conv, Ints window, Array images, Array kernel, Bias bias,
+                              Result out, ffi::Result<Places> places) {
+  const int64_t full[] = {0, conv[0], conv[1]};
+  const Shape s = shape_of(images.dimensions(), Ints(full, 3), kernel.dimensions(), strides,
+                           padding);
+  if (auto error = check(s); error.failure()) return error;
+  const Pool p = pool_of(s, out->dimensions(), window);
+  run_tasks(pool_, tasks, [&](int64_t task) {
+    Images padded(s, images.typed_data());
+    std::vector<float> whole(s.oh * s.ow * s.f);
+    for_share(s.n, task, tasks, [&](int64_t i) {
+      const int64_t at = i * p.oh * p.ow * p.f;
+      convolve(s, padded[i], kernel.typed_data(), bias.typed_data(), true, whole.data());
+      pool(p, whole.data(), out->typed_data() + at, places->typed_data() + at);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
+                                  Ints conv, Ints window, Array images, Array grad, Places places,
+                                  Result kernel) {
+  const int64_t full[] = {0, conv[0], conv[1]};
+  const Shape s = shape_of(images.dimensions(), Ints(full, 3), kernel->dimensions(), strides,
+                           padding);
+  if (auto error = check(s); error.failure()) return error;
+  const Pool p = pool_of(s, grad.dimensions(), window);
+  const Shape whole{0, s.oh, s.ow, s.f, 0, 0, 0, 0, 0, 0, 0, 0, s.oh, 0, s.ow};
+  sum_kernel_gradients(
+      pool, tasks, s, images.typed_data(),
+      [&] { return Unpooled(whole, p, grad.typed_data(), places.typed_data()); },
+      kernel->typed_data());
+  return ffi::Error::Success();
+}
+
+// Padding is that of the convolution from the output's gradient to the image's, its kernel turned.
+ffi::Error pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
+                                 Ints conv, Ints window, Array kernel, Array grad, Places places,
+                                 Result image_grad) {
+  const int64_t in[] = {grad.dimensions()[0], conv[0], conv[1], grad.dimensions()[3]};
+  const Shape s = shape_of(Ints(in, 4), image_grad->dimensions(), kernel.dimensions(), strides,
+                           padding);
+  if (auto error = check(s); error.failure()) return error;
+  const Pool p = pool_behind(s, grad.dimensions(), window);
+  const std::vector<float> no_bias(s.f);
+  run_tasks(pool, tasks, [&](int64_t task) {
+    Unpooled whole(s, p, grad.typed_data(), places.typed_data());
+    for_share(s.n, task, tasks, [&](int64_t i) {
+      convolve(s, whole[i], kernel.typed_data(), no_bias.data(), false,
+               image_grad->typed_data() + i * s.oh * s.ow * s.f);
     });
   });
   return ffi::Error::Success();
@@ -261,15 +442,20 @@ ffi::Error convolution(ffi::ThreadPool pool, Array images, Array kernel, Ints st
 
 }  // namespace
 
-#define BINDING                         \
-  ffi::Ffi::Bind()                      \
-      .Ctx<ffi::ThreadPool>()           \
-      .Arg<Array>()                     \
-      .Arg<Array>()                     \
-      .Attr<Ints>("strides")            \
-      .Attr<Ints>("padding")            \
-      .Attr<int64_t>("tasks")           \
-      .Ret<Array>()
+#define SHARED                                                                             \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("tasks").Attr<Ints>("strides").Attr<Ints>( \
+      "padding")
+#define POOLED SHARED.Attr<Ints>("conv").Attr<Ints>("window")
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, kernel_gradient, BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_convolution, convolution, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_convolution, convolution,
+    SHARED.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, kernel_gradient,
+                              SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_pooled_convolution, pooled_convolution,
+    POOLED.Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>().Ret<Places>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_kernel_gradient, pooled_kernel_gradient,
+                              POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_image_gradient, pooled_image_gradient,
+                              POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());

@@ -1,8 +1,8 @@
-"""Convolution for XLA's CPU backend in C++ (`native.cc`), compiled on the machine that runs it.
+"""Convolution and max-pooling for XLA's CPU backend in C++ (`native.cc`).
 
-XLA calls it through its foreign function interface (`jax.ffi`). The compiled library is kept beside
-JAX's compilation cache. Without a C++ compiler everything still works, in XLA alone and slower;
-`docs/performance.md` says by how much.
+It is compiled on the machine that runs it, kept beside JAX's compilation cache, and called through
+XLA's foreign function interface (`jax.ffi`). Without a C++ compiler everything still works, in XLA
+alone and slower; `docs/performance.md` says by how much.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,15 @@ from jax import lax
 log = logging.getLogger("fer_jax")
 
 SOURCE = Path(__file__).with_name("native.cc")
-FEATURES = 16  # output channels come in multiples of this: a vector of AVX-512
+CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-w", "-shared", "-fPIC")
-_TARGETS = ("fer_jax_convolution", "fer_jax_kernel_gradient")
+_TARGETS = (
+    "convolution",
+    "kernel_gradient",
+    "pooled_convolution",
+    "pooled_kernel_gradient",
+    "pooled_image_gradient",
+)
 
 
 class NativeError(RuntimeError):
@@ -53,8 +60,8 @@ def available() -> bool:
         log.warning("Convolutions run in XLA alone, at about half the speed: %s", error)
         return False
     for name in _TARGETS:
-        handler = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+        handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
+        jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
     return True
 
 
@@ -113,41 +120,45 @@ def _processor() -> str:
     )
 
 
+Padding = Sequence[tuple[int, int]]
+
+
 def convolution(
     images: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array,
     strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: Padding,
+    *,
+    relu: bool,
 ) -> jax.Array:
-    """Convolves on a CPU; only where :func:`available`.
+    """Convolves on a CPU; like all that follow, only where :func:`available`.
 
     Args:
       images: `[batch, height, width, channels]` float32.
-      kernel: `[height, width, channels, features]` float32, features a multiple of `FEATURES`.
+      kernel: `[height, width, channels, features]` float32, features a multiple of `CHANNELS`.
+      bias: `[features]` float32, added.
       strides: two ints.
       padding: two (low, high) pairs, none negative.
+      relu: whether negative results become 0.
 
     Returns:
       `[batch, out_height, out_width, features]` float32.
     """
-    sides = [
-        (size + low + high - length) // stride + 1
-        for size, length, stride, (low, high) in zip(
-            images.shape[1:3], kernel.shape[:2], strides, padding, strict=True
-        )
-    ]
-    shape = (images.shape[0], *sides, kernel.shape[3])
-    return _call("fer_jax_convolution", shape, images, kernel, strides, padding)
+    shape = _out_shape(images.shape, kernel.shape[:2], strides, padding, kernel.shape[3])
+    out = jax.ShapeDtypeStruct(shape, jnp.float32)
+    arrays = (images, kernel, bias)
+    return _call("convolution", out, *arrays, strides=strides, padding=padding, relu=relu)
 
 
 def kernel_gradient(
     images: jax.Array,
     grad: jax.Array,
-    kernel_shape: tuple[int, int, int, int],
+    kernel_shape: tuple[int, ...],
     strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: Padding,
 ) -> jax.Array:
-    """Returns the gradient of :func:`convolution` by its kernel; same conditions.
+    """Returns the gradient of a convolution by its kernel; same conditions.
 
     Args:
       images: `[batch, height, width, channels]` float32.
@@ -159,21 +170,137 @@ def kernel_gradient(
     Returns:
       `kernel_shape` float32. Summed in a fixed order for a given number of cores and devices.
     """
-    return _call("fer_jax_kernel_gradient", kernel_shape, images, grad, strides, padding)
+    out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
+    return _call("kernel_gradient", out, images, grad, strides=strides, padding=padding)
 
 
-def _call(name, shape, first, second, strides, padding):
-    call = jax.ffi.ffi_call(
-        name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
+class Pool(NamedTuple):
+    """Max-pooling without padding."""
+
+    window: tuple[int, int]  # height, width; at most 127 elements
+    strides: tuple[int, int]
+
+
+def pooled_convolution(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding, pool: Pool
+) -> tuple[jax.Array, jax.Array]:
+    """Convolution with strides of 1, bias, ReLU and max-pooling; the whole image stays in cache.
+
+    Args:
+      images: as :func:`convolution` takes them, like all but `pool`.
+      kernel: as there.
+      bias: as there.
+      padding: of the convolution.
+      pool: what follows it.
+
+    Returns:
+      `[batch, out_height, out_width, features]` float32, and int8 of the same shape: where in its
+      window (row by row) each maximum stood, -1 if it is 0.
+    """
+    whole = _out_shape(images.shape, kernel.shape[:2], (1, 1), padding, kernel.shape[3])
+    shape = _out_shape(whole, *pool, ((0, 0), (0, 0)), whole[3])
+    out = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int8)]
+    return _call(
+        "pooled_convolution", out, images, kernel, bias, padding=padding, pool=pool, whole=whole
     )
-    found = call(
-        first,
-        second,
-        strides=np.asarray(strides, np.int64),
-        padding=np.asarray(padding, np.int64).ravel(),
+
+
+def pooled_kernel_gradient(
+    images: jax.Array,
+    grad: jax.Array,
+    places: jax.Array,
+    kernel_shape: tuple[int, ...],
+    padding: Padding,
+    pool: Pool,
+) -> jax.Array:
+    """Returns the gradient of :func:`pooled_convolution` by its kernel.
+
+    Args:
+      images: as there.
+      grad: of its first result.
+      places: its second result.
+      kernel_shape: of the kernel.
+      padding: as there.
+      pool: as there.
+    """
+    whole = _out_shape(images.shape, kernel_shape[:2], (1, 1), padding, kernel_shape[3])
+    out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
+    arrays = (images, grad, places)
+    return _call("pooled_kernel_gradient", out, *arrays, padding=padding, pool=pool, whole=whole)
+
+
+def pooled_image_gradient(
+    turned: jax.Array,
+    grad: jax.Array,
+    places: jax.Array,
+    shape: tuple[int, ...],
+    around: Padding,
+    pool: Pool,
+) -> jax.Array:
+    """Returns the gradient of :func:`pooled_convolution` by its images.
+
+    Args:
+      turned: the kernel, turned by 180 degrees and with its two last axes swapped; `CHANNELS`
+        divides its last one.
+      grad: of its first result.
+      places: its second result.
+      shape: of the images.
+      around: padding of the convolution with `turned` that leads from the output to the images.
+      pool: as there.
+    """
+    sides = zip(shape[1:3], turned.shape[:2], around, strict=True)
+    whole = (shape[0], *(size + length - 1 - sum(pads) for size, length, pads in sides))
+    out = jax.ShapeDtypeStruct(shape, jnp.float32)
+    arrays = (turned, grad, places)
+    return _call("pooled_image_gradient", out, *arrays, padding=around, pool=pool, whole=whole)
+
+
+def _out_shape(images, window, strides, padding, features):
+    sides = [
+        (size + low + high - length) // stride + 1
+        for size, length, stride, (low, high) in zip(
+            images[1:3], window, strides, padding, strict=True
+        )
+    ]
+    return (images[0], *sides, features)
+
+
+def _ints(values):
+    return np.asarray(values, np.int64).ravel()
+
+
+def _call(
+    name: str,
+    out: Any,
+    *arrays: jax.Array,
+    padding: Padding,
+    strides: Sequence[int] = (1, 1),
+    pool: Pool | None = None,
+    whole: tuple[int, ...] = (),
+    **attributes: Any,
+) -> Any:
+    """Calls a function of the library.
+
+    Args:
+      name: of the function.
+      out: shape and type of the result, or a list of them.
+      *arrays: what it works on.
+      padding: two (low, high) pairs.
+      strides: of the convolution.
+      pool: of the `pooled_` ones.
+      whole: of those, the shape of what is pooled.
+      **attributes: what else it wants.
+    """
+    if pool:
+        attributes |= {"conv": _ints(whole[1:3]), "window": _ints(pool)}
+    found = jax.ffi.ffi_call(f"fer_jax_{name}", out, vmap_method="sequential")(
+        *arrays,
+        strides=_ints(strides),
+        padding=_ints(padding),
         tasks=np.int64(_tasks()),
+        **attributes,
     )
-    return vary_like(vary_like(found, first), second)
+    return jax.tree.map(lambda x: functools.reduce(vary_like, arrays, x), found)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:

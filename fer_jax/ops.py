@@ -87,12 +87,68 @@ def conv_general_dilated(
             precision,
             preferred_element_type,
         )
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    # Inside `shard_map` the kernel may be one for all devices. Made varying out here, its gradient
-    # is summed over devices by the transpose of this cast, and the rule below stays local.
-    lhs, rhs = vary_like(lhs, rhs), vary_like(rhs, lhs)
-    return _conv(lhs, rhs, tuple(window_strides), tuple((int(a), int(b)) for a, b in padding))
+    return _plain_conv(lhs, rhs, _no_bias(rhs), window_strides, padding, relu=False)
+
+
+def conv_relu(
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    strides: Sequence[int] = (1, 1),
+    padding: Padding = "VALID",
+) -> jax.Array:
+    """Convolution, bias and ReLU in one: on a CPU the result is written once.
+
+    Args:
+      images: `[batch, height, width, channels]` float.
+      kernel: `[height, width, channels, features]`, the type of `images`.
+      bias: `[features]`, the type of `images`.
+      strides: two ints.
+      padding: "SAME", "VALID" or two (low, high) pairs.
+
+    Returns:
+      `[batch, out_height, out_width, features]`, the type of `images`.
+
+    Raises:
+      ValueError, TypeError: as `lax` does, for shapes or types that do not fit.
+    """
+    if images.dtype != jnp.float32:
+        out = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_NHWC)
+        return jax.nn.relu(out + bias[None, None, None])
+    return _plain_conv(images, kernel, bias, strides, padding, relu=True)
+
+
+def conv_relu_max_pool(
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    padding: Padding,
+    window: tuple[int, int],
+    pool_strides: tuple[int, int],
+) -> jax.Array:
+    """:func:`conv_relu` and :func:`max_pool` (VALID) in one.
+
+    On a CPU the convolution's result never leaves the cache, nor does its gradient: of each image
+    only the pooled result is written, and where the maxima stood. Values and gradients are those of
+    the two in turn.
+
+    Args:
+      images: `[batch, height, width, channels]` float.
+      kernel: `[height, width, channels, features]`, the type of `images`.
+      bias: `[features]`, the type of `images`.
+      padding: of the convolution: "SAME", "VALID" or two (low, high) pairs.
+      window: (height, width) of the pool's windows.
+      pool_strides: from window to window.
+
+    Returns:
+      `[batch, out_height, out_width, features]`, the type of `images`.
+    """
+    padding = _explicit(padding, images, kernel, (1, 1))
+    small = math.prod(window) <= 127
+    if images.dtype != jnp.float32 or not small or not _is_native(kernel.shape[3], padding):
+        return max_pool(conv_relu(images, kernel, bias, (1, 1), padding), window, pool_strides)
+    pool = native.Pool(window, pool_strides)
+    return _pooled_conv(*_varying(images, kernel, bias), padding, pool)
 
 
 def max_pool(
@@ -142,33 +198,66 @@ def avg_pool(
 # ---------------------------------------------------------------------------------- convolution
 
 
+def _plain_conv(lhs, rhs, bias, strides, padding, relu):
+    padding = _explicit(padding, lhs, rhs, strides)
+    return _conv(*_varying(lhs, rhs, bias), tuple(strides), padding, relu)
+
+
+def _explicit(padding, lhs, rhs, strides):
+    """Returns padding as two (low, high) pairs of ints that can be hashed."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    return tuple((int(a), int(b)) for a, b in padding)
+
+
+def _varying(lhs, rhs, bias):
+    """Inside `shard_map`, makes the kernel, which may be one for all devices, differ over them.
+
+    Its gradient is then summed over devices by the transpose of this cast, and rules stay local.
+    """
+    return vary_like(lhs, rhs), vary_like(rhs, lhs), vary_like(vary_like(bias, rhs), lhs)
+
+
+def _no_bias(rhs):
+    return jnp.zeros(rhs.shape[3], rhs.dtype)
+
+
 def _xla_conv(lhs, rhs, strides, padding):
     return lax.conv_general_dilated(lhs, rhs, strides, padding, dimension_numbers=_NHWC)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(lhs, rhs, strides, padding):
-    xla = functools.partial(_xla_conv, strides=strides, padding=padding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _conv(lhs, rhs, bias, strides, padding, relu):
+    """Convolution, plus bias, ReLU if asked for."""
+
+    def xla(lhs, rhs, bias):
+        out = _xla_conv(lhs, rhs, strides, padding) + bias[None, None, None]
+        return jax.nn.relu(out) if relu else out
+
     if not _is_native(rhs.shape[3], padding):
-        return xla(lhs, rhs)
-    cpu = functools.partial(native.convolution, strides=strides, padding=padding)
-    return lax.platform_dependent(lhs, rhs, cpu=cpu, default=xla)
+        return xla(lhs, rhs, bias)
+    cpu = functools.partial(native.convolution, strides=strides, padding=padding, relu=relu)
+    return lax.platform_dependent(lhs, rhs, bias, cpu=cpu, default=xla)
 
 
-def _is_native(features, padding):
-    """Whether a convolution with so many output channels is one for :mod:`fer_jax.native`."""
-    return features % native.FEATURES == 0 and min(map(min, padding)) >= 0 and native.available()
+def _is_native(channels, padding):
+    """Whether an operation with so many output channels is one for :mod:`fer_jax.native`."""
+    return channels % native.CHANNELS == 0 and min(map(min, padding)) >= 0 and native.available()
 
 
-def _conv_forward(lhs, rhs, strides, padding):
-    return _conv(lhs, rhs, strides, padding), (lhs, rhs)
+def _conv_forward(lhs, rhs, bias, strides, padding, relu):
+    out = _conv(lhs, rhs, bias, strides, padding, relu)
+    return out, (lhs, rhs, out if relu else None)
 
 
-def _conv_backward(strides, padding, saved, grad):
-    lhs, rhs = saved
+def _conv_backward(strides, padding, relu, saved, grad):
+    lhs, rhs, out = saved
+    if relu:
+        grad = jnp.where(out > 0, grad, 0)
     return (
         _image_gradient(lhs, rhs, grad, strides, padding),
         _kernel_gradient(lhs, rhs, grad, strides, padding),
+        grad.sum((0, 1, 2)),
     )
 
 
@@ -178,19 +267,27 @@ def _image_gradient(lhs, rhs, grad, strides, padding):
     def xla(rhs, grad):
         return jax.vjp(lambda lhs: _xla_conv(lhs, rhs, strides, padding), lhs)[1](grad)[0]
 
-    around = [
-        (length - 1 - low, size + low - out)
-        for length, size, out, (low, _) in zip(
-            rhs.shape[:2], lhs.shape[1:3], grad.shape[1:3], padding, strict=True
-        )
-    ]
+    around = _around(lhs, rhs, padding)
     if strides != (1, 1) or not _is_native(rhs.shape[2], around):
         return xla(rhs, grad)
 
     def cpu(rhs, grad):
-        return native.convolution(grad, rhs[::-1, ::-1].swapaxes(2, 3), strides, around)
+        turned = _turned(rhs)
+        return native.convolution(grad, turned, _no_bias(turned), strides, around, relu=False)
 
     return lax.platform_dependent(rhs, grad, cpu=cpu, default=xla)
+
+
+def _around(lhs, rhs, padding):
+    """Padding of the convolution with :func:`_turned` that gives the images' gradient."""
+    return tuple(
+        (length - 1 - low, length - 1 - high)
+        for length, (low, high) in zip(rhs.shape[:2], padding, strict=True)
+    )
+
+
+def _turned(rhs):
+    return rhs[::-1, ::-1].swapaxes(2, 3)
 
 
 def _kernel_gradient(lhs, rhs, grad, strides, padding):
@@ -208,6 +305,63 @@ def _kernel_gradient(lhs, rhs, grad, strides, padding):
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _pooled_conv(images, kernel, bias, padding, pool):
+    return _pooled_conv_forward(images, kernel, bias, padding, pool)[0]
+
+
+def _in_turn(images, kernel, bias, padding, pool):
+    return max_pool(conv_relu(images, kernel, bias, (1, 1), padding), *pool)
+
+
+def _pooled_conv_forward(images, kernel, bias, padding, pool):
+    def default(images, kernel, bias):
+        out = _in_turn(images, kernel, bias, padding, pool)
+        return out, jnp.zeros_like(out, jnp.int8)
+
+    cpu = functools.partial(native.pooled_convolution, padding=padding, pool=pool)
+    out, places = lax.platform_dependent(images, kernel, bias, cpu=cpu, default=_listed(default))
+    return out, (images, kernel, bias, places)
+
+
+def _listed(function):
+    return lambda *arguments: list(function(*arguments))
+
+
+def _pooled_conv_backward(padding, pool, saved, grad):
+    def by(argument):
+        def default(images, kernel, bias, places, grad):
+            arguments = (images, kernel, bias)
+            f = functools.partial(_in_turn, padding=padding, pool=pool)
+            return jax.vjp(f, *arguments)[1](grad)[argument]
+
+        return default
+
+    def by_images(images, kernel, bias, places, grad):
+        around = _around(images, kernel, padding)
+        if not _is_native(kernel.shape[2], around):
+            return by(0)(images, kernel, bias, places, grad)
+        return native.pooled_image_gradient(
+            _turned(kernel), grad, places, images.shape, around, pool
+        )
+
+    def by_kernel(images, kernel, bias, places, grad):
+        del bias
+        return native.pooled_kernel_gradient(images, grad, places, kernel.shape, padding, pool)
+
+    def by_bias(images, kernel, bias, places, grad):
+        return jnp.where(places >= 0, grad, 0).sum((0, 1, 2))
+
+    # One by one, so that what is not asked for is not computed.
+    return tuple(
+        lax.platform_dependent(*saved, grad, cpu=cpu, default=by(argument))
+        for argument, cpu in enumerate((by_images, by_kernel, by_bias))
+    )
+
+
+_pooled_conv.defvjp(_pooled_conv_forward, _pooled_conv_backward)
 
 
 def _blocked_kernel_gradient(lhs, grad, kernel_shape, strides, padding):
@@ -271,11 +425,11 @@ def _reduce(x, init, op, window):
     return lax.reduce_window(x, x.dtype.type(init), op, shape, strides, padding)
 
 
-def _native_max_pool(x, window):
+def _xla_max_pool(x, window):
     return _reduce(x, -jnp.inf, lax.max, window)
 
 
-def _strided_max_pool(x, window):
+def _strided_max(x, window):
     """Maxima of strided slices, rows first: `reduce_window` does not share work between windows.
 
     Windows 5x5, stride 2, of [96, 44, 44, 64]: 6 times as fast; windows 2x2: the same.
@@ -295,20 +449,20 @@ def _places(x, window, axis):
     return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(length)]
 
 
-def _native_avg_pool(x, window):
+def _xla_avg_pool(x, window):
     return _reduce(x, 0, lax.add, window) / x.dtype.type(math.prod(window[0]))
 
 
-def _make_pool(native, cpu, cpu_gradient):
-    """Returns `native`; on a CPU `cpu(x, window)`, its gradient `cpu_gradient(x, grad, window)`."""
+def _make_pool(xla, cpu, cpu_gradient):
+    """Returns `xla`; on a CPU `cpu(x, window)`, its gradient `cpu_gradient(x, grad, window)`."""
 
     def forward(x, window):
-        default = functools.partial(native, window=window)
+        default = functools.partial(xla, window=window)
         return lax.platform_dependent(x, cpu=functools.partial(cpu, window=window), default=default)
 
     def backward(window, x, grad):
         def default(x, grad):
-            return jax.vjp(lambda x: native(x, window), x)[1](grad)[0]
+            return jax.vjp(lambda x: xla(x, window), x)[1](grad)[0]
 
         fast = functools.partial(cpu_gradient, window=window)
         return (lax.platform_dependent(x, grad, cpu=fast, default=default),)
@@ -376,5 +530,5 @@ def _spread(shape, grad, window, place=None):
     return total[:, top : top + shape[1], left : left + shape[2]]
 
 
-_max_pool = _make_pool(_native_max_pool, _strided_max_pool, _max_gradient)
-_avg_pool = _make_pool(_native_avg_pool, _native_avg_pool, _avg_gradient)
+_max_pool = _make_pool(_xla_max_pool, _strided_max, _max_gradient)
+_avg_pool = _make_pool(_xla_avg_pool, _xla_avg_pool, _avg_gradient)

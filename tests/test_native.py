@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from test_ops import assert_equal_to_float64, conv, lax_conv, normal
 
-from fer_jax import native
+from fer_jax import native, ops
 
 needs_library = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 few_examples = settings(max_examples=12, deadline=None, derandomize=True)
@@ -46,6 +50,106 @@ def test_equals_lax_in_float64(images, size, channels, features, kernel, strides
 
 
 @needs_library
+@few_examples
+@given(
+    images=st.integers(1, 4),
+    size=st.tuples(st.integers(9, 16), st.integers(9, 16)),
+    channels=st.sampled_from([1, 16, 24, 32]),
+    features=st.sampled_from([16, 48]),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.sampled_from(["SAME", "VALID", ((1, 0), (2, 1))]),
+    window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_convolution_relu_and_pooling_in_one_equal_those_in_turn_in_float64(
+    images, size, channels, features, kernel, padding, window, strides
+):
+    lhs, rhs = normal(images, *size, channels), normal(*kernel, channels, features)
+
+    def in_one(lhs, rhs, bias):
+        return ops.conv_relu_max_pool(lhs, rhs, bias, padding, window, strides)
+
+    def in_turn(lhs, rhs, bias):
+        out = jax.nn.relu(lax_conv(lhs, rhs, (1, 1), padding) + bias[None, None, None])
+        return nn.max_pool(out, window, strides)
+
+    assert "fer_jax_pooled" in jax.jit(in_one).lower(lhs, rhs, rhs[0, 0, 0]).as_text()
+    assert_equal_to_float64(in_one, in_turn, lhs, rhs, normal(features))
+
+
+@needs_library
+@few_examples
+@given(
+    size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    channels=st.sampled_from([1, 16]),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from(["SAME", "VALID"]),
+)
+def test_convolution_and_relu_in_one_equal_those_in_turn_in_float64(
+    size, channels, strides, padding
+):
+    assert_equal_to_float64(
+        lambda *xs: ops.conv_relu(*xs, strides, padding),
+        lambda x, k, b: jax.nn.relu(lax_conv(x, k, strides, padding) + b[None, None, None]),
+        normal(3, *size, channels),
+        normal(3, 3, channels, 32),
+        normal(32),
+    )
+
+
+@needs_library
+def test_where_the_relu_is_zero_no_gradient_passes():
+    image, kernel = jnp.ones((1, 4, 4, 16)), jnp.ones((1, 1, 16, 16))
+    for bias, passes in ((-17.0, 0), (-16.0, 0), (-15.0, 16)):  # ReLU of -1, 0 and 1, all ties
+
+        def total(image, bias=bias):
+            pooled = ops.conv_relu_max_pool(
+                image, kernel, jnp.full(16, bias), "VALID", (2, 2), (2, 2)
+            )
+            return pooled.sum()
+
+        gradient = jax.grad(total)(image)[0, :, :, 0]
+        np.testing.assert_array_equal(gradient, np.tile([[passes, 0], [0, 0]], (2, 2)))
+
+
+@needs_library
+def test_in_shard_map_a_gradient_is_that_of_one_device():
+    lhs, rhs, bias = map(jnp.asarray, (normal(4, 9, 9, 16), normal(3, 3, 16, 32), normal(32)))
+
+    def loss(rhs, bias, lhs):
+        pooled = ops.conv_relu_max_pool(lhs, rhs, bias, "SAME", (2, 2), (2, 2))
+        return ops.conv_relu(pooled, rhs.swapaxes(2, 3), bias[:16]).sum()
+
+    for check_vma in (False, True):
+
+        def local(rhs, bias, lhs, check_vma=check_vma):
+            grads = jax.grad(loss, argnums=(0, 1))(rhs, bias, lhs)
+            return grads if check_vma else lax.psum(grads, "batch")
+
+        mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+        sharded = jax.shard_map(
+            local, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P(), check_vma=check_vma
+        )
+        expected = jax.grad(loss, argnums=(0, 1))(rhs, bias, lhs)
+        for one, other in zip(jax.jit(sharded)(rhs, bias, lhs), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@needs_library
+def test_one_program_carries_native_code_for_the_cpu_and_xlas_for_accelerators():
+    def loss(rhs, lhs):
+        pooled = ops.conv_relu_max_pool(lhs, rhs, jnp.zeros(16), "SAME", (2, 2), (2, 2))
+        return ops.conv_relu(pooled, rhs, jnp.zeros(16)).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(jnp.ones((3, 3, 16, 16)), jnp.ones((2, 9, 9, 16)))
+    on_cpu, on_cuda = (
+        traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")
+    )
+    assert "fer_jax_pooled_kernel_gradient" in on_cpu
+    assert "fer_jax" not in on_cuda
+
+
+@needs_library
 def test_more_tasks_than_images_give_the_same(monkeypatch):
     lhs, rhs = jnp.asarray(normal(2, 9, 9, 16)), jnp.asarray(normal(3, 3, 16, 32))
     grad = jnp.asarray(normal(2, 7, 7, 32))
@@ -55,7 +159,7 @@ def test_more_tasks_than_images_give_the_same(monkeypatch):
         monkeypatch.setattr(native, "_tasks", lambda tasks=tasks: tasks)
         found.append(
             (
-                native.convolution(lhs, rhs, *arguments),
+                native.convolution(lhs, rhs, jnp.ones(32), *arguments, relu=True),
                 native.kernel_gradient(lhs, grad, rhs.shape, *arguments),
             )
         )

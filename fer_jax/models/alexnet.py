@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fer_jax.models.layers import Conv, Dense, Dropout, Flatten, LocalResponseNorm, MaxPool
+from fer_jax.models.layers import (
+    Conv,
+    ConvRelu,
+    Dense,
+    Dropout,
+    Flatten,
+    LocalResponseNorm,
+    MaxPool,
+)
 from fer_jax.models.paper import NUM_CLASSES
 
 
@@ -45,7 +53,7 @@ class AlexNet(nn.Module):
         x = pool_and_norm(nn.relu(x), 1)
         x = nn.relu(_TwoTowers(256, 5, self.dtype, name="conv2")(x))
         x = pool_and_norm(x, 2)
-        x = nn.relu(Conv(384, (3, 3), dtype=self.dtype, name="conv3")(x))
+        x = ConvRelu(384, (3, 3), dtype=self.dtype, name="conv3")(x)
         x = nn.relu(_TwoTowers(384, 3, self.dtype, name="conv4")(x))
         x = nn.relu(_TwoTowers(256, 3, self.dtype, name="conv5")(x))
         x = MaxPool((3, 3), (2, 2), name="pool5")(x)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from fer_jax.models.layers import (
     AvgPool,
-    Conv,
+    ConvRelu,
     Dense,
     Dropout,
     Flatten,
@@ -61,10 +61,10 @@ class GoogLeNet(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         pool = (3, 3), (2, 2), "SAME"
         x = images.astype(self.dtype)
-        x = nn.relu(Conv(64, (7, 7), dtype=self.dtype, name="conv1")(x))
+        x = ConvRelu(64, (7, 7), dtype=self.dtype, name="conv1")(x)
         x = LocalResponseNorm(name="norm1")(MaxPool(*pool, name="pool1")(x))
-        x = nn.relu(Conv(64, (1, 1), dtype=self.dtype, name="conv2_reduce")(x))
-        x = nn.relu(Conv(192, (3, 3), dtype=self.dtype, name="conv2")(x))
+        x = ConvRelu(64, (1, 1), dtype=self.dtype, name="conv2_reduce")(x)
+        x = ConvRelu(192, (3, 3), dtype=self.dtype, name="conv2")(x)
         x = MaxPool(*pool, name="pool2")(LocalResponseNorm(name="norm2")(x))
         for stage, modules in _STAGES.items():
             if stage != "3":
@@ -99,7 +99,7 @@ class Inception(nn.Module):
         """Maps `[batch, height, width, channels]` to the four branches' channels, in order."""
 
         def conv(x, features, size, name):
-            return nn.relu(Conv(features, (size, size), dtype=self.dtype, name=name)(x))
+            return ConvRelu(features, (size, size), dtype=self.dtype, name=name)(x)
 
         n1, n3_reduce, n3, n5_reduce, n5, n_pool = self.filters
         branches = (
@@ -121,7 +121,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None):
         """Maps features to logits float32."""
         x = AvgPool((3, 3), (1, 1), name="pool")(x)
-        x = nn.relu(Conv(128, (1, 1), dtype=self.dtype, name="conv")(x))
+        x = ConvRelu(128, (1, 1), dtype=self.dtype, name="conv")(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(1024, dtype=self.dtype, name="dense")(x))
         x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)

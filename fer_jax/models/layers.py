@@ -21,6 +21,49 @@ Conv = functools.partial(
 Dense = functools.partial(nn.Dense, kernel_init=he_normal)
 
 
+class ConvRelu(nn.Conv):
+    """A convolution with bias and the ReLU that follows it, which a CPU computes in one go.
+
+    Its attributes and parameters are those of `flax.linen.Conv`; kernels start He-normal.
+    """
+
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "SAME"
+    kernel_init: nn.initializers.Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, out_height, out_width, features]`."""
+        return ops.conv_relu(*self._arrays(inputs), self.strides, self.padding)
+
+    def _arrays(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        shape = (*self.kernel_size, inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return inputs.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class ConvReluMaxPool(ConvRelu):
+    """A convolution with strides of 1, ReLU and max-pooling, which a CPU computes in one go.
+
+    Attributes:
+      pool: height and width of a pooling window.
+      pool_strides: steps from window to window.
+      pool_name: what a table of layers calls the pooling.
+    """
+
+    pool: tuple[int, int] = (2, 2)
+    pool_strides: tuple[int, int] = (2, 2)
+    pool_name: str = "pool"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, out_height, out_width, features]`."""
+        arrays = self._arrays(inputs)
+        return ops.conv_relu_max_pool(*arrays, self.padding, self.pool, self.pool_strides)
+
+
 class MaxPool(nn.Module):
     """Maximum over windows of `[batch, height, width, channels]`.
 

@@ -9,13 +9,26 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fer_jax.models.layers import AvgPool, Conv, Dense, Dropout, Flatten, MaxPool
+from fer_jax.models.layers import AvgPool, ConvRelu, ConvReluMaxPool, Dense, Dropout, Flatten
 
 NUM_CLASSES = 7
 
 
 def _conv(features: int, size: int, dtype: DTypeLike, name: str):
-    return Conv(features, (size, size), padding="VALID", dtype=dtype, name=name)
+    return ConvRelu(features, (size, size), padding="VALID", dtype=dtype, name=name)
+
+
+def _conv_pool(features: int, size: int, pool: int, dtype: DTypeLike, layer: int, stage: int):
+    """Convolution `layer`, ReLU and max-pool `stage`, whose windows step by 2."""
+    return ConvReluMaxPool(
+        features,
+        (size, size),
+        padding="VALID",
+        pool=(pool, pool),
+        pool_name=f"pool{stage}",
+        dtype=dtype,
+        name=f"conv{layer}",
+    )
 
 
 class Architecture01(nn.Module):
@@ -31,13 +44,12 @@ class Architecture01(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
-        x = nn.relu(_conv(64, 5, self.dtype, "conv1")(x))
-        x = MaxPool((5, 5), (2, 2), name="pool1")(x)
-        x = nn.relu(_conv(64, 3, self.dtype, "conv2")(x))
-        x = nn.relu(_conv(64, 3, self.dtype, "conv3")(x))
+        x = _conv_pool(64, 5, 5, self.dtype, layer=1, stage=1)(x)
+        x = _conv(64, 3, self.dtype, "conv2")(x)
+        x = _conv(64, 3, self.dtype, "conv3")(x)
         x = AvgPool((3, 3), (2, 2), name="pool2")(x)
-        x = nn.relu(_conv(128, 3, self.dtype, "conv4")(x))
-        x = nn.relu(_conv(128, 3, self.dtype, "conv5")(x))
+        x = _conv(128, 3, self.dtype, "conv4")(x)
+        x = _conv(128, 3, self.dtype, "conv5")(x)
         x = AvgPool((3, 3), (2, 2), name="pool3")(x)
         x = Flatten(name="flatten")(x)
         for i in (1, 2):
@@ -60,8 +72,7 @@ class Architecture02(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i in (1, 2):
-            x = nn.relu(_conv(32, 3, self.dtype, f"conv{i}")(x))
-            x = MaxPool((2, 2), (2, 2), name=f"pool{i}")(x)
+            x = _conv_pool(32, 3, 2, self.dtype, layer=i, stage=i)(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(128, dtype=self.dtype, name="dense1")(x))
         x = Dropout(self.dropout, name="dropout1")(x, train=train, positions=positions)
@@ -81,10 +92,9 @@ class Architecture03(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         del train, positions  # nothing in it differs between training and evaluation
         x = images.astype(self.dtype)
-        for stage, features in enumerate((32, 64, 128)):
-            for i in (1, 2):
-                x = nn.relu(_conv(features, 3, self.dtype, f"conv{2 * stage + i}")(x))
-            x = MaxPool((2, 2), (2, 2), name=f"pool{stage + 1}")(x)
+        for stage, features in enumerate((32, 64, 128), start=1):
+            x = _conv(features, 3, self.dtype, f"conv{2 * stage - 1}")(x)
+            x = _conv_pool(features, 3, 2, self.dtype, layer=2 * stage, stage=stage)(x)
         x = Flatten(name="flatten")(x)
         return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
@@ -109,12 +119,13 @@ class Family(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
-        layer = 0
-        for stage, (features, depth) in enumerate(family_stages(self.conv_layers)):
-            for _ in range(depth):
+        layer = 1
+        for stage, (features, depth) in enumerate(family_stages(self.conv_layers), start=1):
+            for _ in range(depth - 1):
+                x = _conv(features, 3, self.dtype, f"conv{layer}")(x)
                 layer += 1
-                x = nn.relu(_conv(features, 3, self.dtype, f"conv{layer}")(x))
-            x = MaxPool((2, 2), (2, 2), name=f"pool{stage + 1}")(x)
+            x = _conv_pool(features, 3, 2, self.dtype, layer, stage)(x)
+            layer += 1
         x = Flatten(name="flatten")(x)
         if self.hidden_layers == 0:
             x = Dropout(self.dropout, name="dropout0")(x, train=train, positions=positions)

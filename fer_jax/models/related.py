@@ -6,6 +6,8 @@ docstring marks what no source that could be read says. Weights start He-normal 
 the source did.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +17,8 @@ from fer_jax.models.layers import (
     AvgPool,
     BatchNorm,
     Conv,
+    ConvRelu,
+    ConvReluMaxPool,
     Dense,
     Dropout,
     Flatten,
@@ -42,9 +46,9 @@ class Gudi(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i in (1, 2):
-            x = nn.relu(Conv(64, (5, 5), dtype=self.dtype, name=f"conv{i}")(x))
+            x = ConvRelu(64, (5, 5), dtype=self.dtype, name=f"conv{i}")(x)
             x = MaxPool((3, 3), (2, 2), "SAME", name=f"pool{i}")(x)
-        x = nn.relu(Conv(128, (4, 4), dtype=self.dtype, name="conv3")(x))
+        x = ConvRelu(128, (4, 4), dtype=self.dtype, name="conv3")(x)
         x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(3072, dtype=self.dtype, name="dense1")(x))
@@ -66,12 +70,11 @@ class Fathallah(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
-        layer = 0
-        for stage, filters in enumerate(((32,), (64,), (128, 128)), start=1):
-            for features in filters:
-                layer += 1
-                x = nn.relu(Conv(features, (3, 3), dtype=self.dtype, name=f"conv{layer}")(x))
-            x = MaxPool((2, 2), (2, 2), name=f"pool{stage}")(x)
+        conv = functools.partial(ConvReluMaxPool, kernel_size=(3, 3), dtype=self.dtype)
+        x = conv(32, name="conv1", pool_name="pool1")(x)
+        x = conv(64, name="conv2", pool_name="pool2")(x)
+        x = ConvRelu(128, (3, 3), dtype=self.dtype, name="conv3")(x)
+        x = conv(128, name="conv4", pool_name="pool3")(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(256, dtype=self.dtype, name="dense1")(x))
         x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
@@ -97,8 +100,10 @@ class PCNN(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i, (features, size) in enumerate(((96, 11), (256, 5)), start=1):
-            conv = Conv(features, (size, size), strides=(2, 2), dtype=self.dtype, name=f"conv{i}")
-            x = MaxPool((3, 3), (2, 2), name=f"pool{i}")(nn.relu(conv(x)))
+            conv = ConvRelu(
+                features, (size, size), strides=(2, 2), dtype=self.dtype, name=f"conv{i}"
+            )
+            x = MaxPool((3, 3), (2, 2), name=f"pool{i}")(conv(x))
             x = LocalResponseNorm(name=f"norm{i}")(x)
         x = Flatten(name="flatten")(x)
         for i in (1, 2):

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from fer_jax.models import IMAGE_SHAPE
-from fer_jax.models.layers import LAYERS
+from fer_jax.models.layers import LAYERS, ConvReluMaxPool
 
 _IMAGES = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
 _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -47,7 +48,11 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
         inside.pop()
         name = "/".join(module.path)
         size = _size(module.variables)
-        rows.append(LayerRow(name, type(module).__name__, output.shape[1:], size))
+        kind = type(module).__name__
+        if isinstance(module, ConvReluMaxPool):
+            rows.append(LayerRow(name, "ConvRelu", _conv_shape(module, args[0]), size))
+            name, kind, size = f"{name.rpartition('/')[0]}{module.pool_name}", "MaxPool", 0
+        rows.append(LayerRow(name, kind, output.shape[1:], size))
         return output
 
     with nn.intercept_methods(record):
@@ -65,9 +70,13 @@ def flops(model: nn.Module) -> int:
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
-        if isinstance(context.module, nn.Conv | nn.Dense):
+        is_layer = isinstance(context.module, nn.Conv | nn.Dense)
+        if is_layer and context.method_name == "__call__":
             kernel = context.module.variables["params"]["kernel"]
-            counts.append(2 * math.prod(output.shape[1:-1]) * kernel.size)
+            shape = output.shape[1:]
+            if isinstance(context.module, ConvReluMaxPool):
+                shape = _conv_shape(context.module, args[0])
+            counts.append(2 * math.prod(shape[:-1]) * kernel.size)
         return output
 
     def forward(variables, images):
@@ -112,6 +121,17 @@ def format_table(model: nn.Module) -> str:
         f"Forward pass: {flops(model) / 1e6:,.1f} MFLOP an image (a multiply-add is two)",
     ]
     return "\n".join([lines[0], rule, *lines[1:], rule, *totals])
+
+
+def _conv_shape(module: ConvReluMaxPool, images: jax.Array) -> tuple[int, ...]:
+    """Returns the shape of what a layer pools, for one image."""
+    kernel = module.variables["params"]["kernel"]
+
+    def conv(images):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(images, kernel, (1, 1), module.padding, None, None, numbers)
+
+    return jax.eval_shape(conv, images).shape[1:]
 
 
 def _size(tree) -> int:
