@@ -5,9 +5,9 @@ python launch.py --config=experiments/arch02_bs96.py --config.train.epochs=3
 python launch.py --config=experiments/arch02_bs96.py --mode=summary
 python launch.py --config=experiments/arch02_bs96.py --mode=benchmark
 python launch.py --mode=study --experiments=arch02_bs96,arch03 --seeds=3
+python launch.py --mode=study --study=experiments/factors.py
 """
 
-import difflib
 import logging
 import re
 import sys
@@ -26,8 +26,8 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train, or go on, and evaluate the best checkpoint. evaluate: evaluate the best "
-    "checkpoint of a run on --split. study: train --experiments, --seeds of each, one after "
-    "another; what has a record in results/runs is skipped. benchmark: measure training speed on "
+    "checkpoint of a run on --split. study: train --experiments, or what --study declares, one "
+    "after another; what has a record in results/ is skipped. benchmark: measure training speed on "
     "each kind of device here. summary: show the network's layers.",
 )
 _WORKDIR = flags.DEFINE_string(
@@ -48,7 +48,16 @@ _REPEATS = flags.DEFINE_integer(
 _EXPERIMENTS = flags.DEFINE_list(
     "experiments", [], "Of --mode=study: names of files in experiments/, separated by commas."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Of --mode=study: runs of each experiment.", 1)
+_STUDY = flags.DEFINE_string(
+    "study", None, "Of --mode=study: a study file, such as experiments/factors.py."
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds",
+    None,
+    "Of --mode=study: runs of each configuration, by default 1 or what the study file declares.",
+    1,
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Of --mode=study: list the runs, and run none.")
 _SHARD = flags.DEFINE_string(
     "shard", "0/1", "Of --mode=study: i/n, the part of the runs that this machine takes."
 )
@@ -89,14 +98,15 @@ def _refuse_unknown_fields(argv: list[str]) -> None:
     names = [m[1] for m in map(re.compile(r"--(?:no)?config\.([\w.]+)").match, argv[1:]) if m]
     if not names:
         return
-    from fer_jax.config import field_names
+    from fer_jax.config import check_field, field_names
 
-    fields = field_names()
-    for name in names:
-        if name not in fields and name not in {f.split(".")[0] for f in fields}:
-            near = difflib.get_close_matches(name, fields, 3, 0.4) or fields
-            allowed = ", ".join(f"--config.{field}" for field in near)
-            raise flags.Error(f"no field --config.{name}; near it: {allowed}")
+    sections = {field.split(".")[0] for field in field_names()}
+    try:
+        for name in names:
+            if name not in sections:
+                check_field(name, "--config.")
+    except ValueError as error:
+        raise flags.Error(str(error)) from None
 
 
 def main(argv: list[str]) -> None:
@@ -112,7 +122,15 @@ def main(argv: list[str]) -> None:
     from fer_jax import cli
 
     if _MODE.value == "study":
-        sys.exit(cli.study(_EXPERIMENTS.value, _SEEDS.value, _SHARD.value, _OVERRIDES.value))
+        status = cli.study(
+            _EXPERIMENTS.value,
+            Path(_STUDY.value) if _STUDY.value else None,
+            seeds=_SEEDS.value,
+            shard=_SHARD.value,
+            overrides=_OVERRIDES.value,
+            dry_run=_DRY_RUN.value,
+        )
+        sys.exit(status)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     status = cli.run(
         _MODE.value,

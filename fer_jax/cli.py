@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fer_jax import config as config_lib
 from fer_jax import devices, distributed, workdir
 from fer_jax.config import Config
@@ -72,32 +74,47 @@ def run(
     return 0
 
 
-def study(experiments: Sequence[str], seeds: int, shard: str, overrides: Sequence[str]) -> int:
-    """Trains several experiments, several seeds each; see :mod:`fer_jax.study`.
+def study(
+    experiments: Sequence[str],
+    study_file: Path | None,
+    *,
+    seeds: int | None = None,
+    shard: str = "0/1",
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+) -> int:
+    """Trains several experiments, or what a study file declares; see :mod:`fer_jax.study`.
 
     Args:
-      experiments: names of files in `experiments/`.
-      seeds: runs of each.
+      experiments: names of files in `experiments/`; none of them if there is a study file.
+      study_file: declares the runs instead.
+      seeds: runs of each configuration; None: 1, or as many as the study file says.
       shard: `i/n`, the part of the runs that this machine takes.
       overrides: `field=value`, given to every run.
+      dry_run: list the runs, and run none.
 
     Returns:
-      The process's exit status: 1 if a run failed.
+      The process's exit status: 1 if a run failed, 128 and the signal's number if interrupted.
     """
     from fer_jax import study as studies
 
-    if not experiments:
-        log.error("launch.py: --mode=study needs --experiments=NAME,NAME,...")
+    if bool(experiments) == bool(study_file):
+        log.error("launch.py: --mode=study needs --experiments=NAME,NAME,... or --study=FILE")
         return 1
+    # This process only plans: the accelerator and its memory are the runs'.
+    jax.config.update("jax_platforms", "cpu")
     try:
-        runs = studies.plan(experiments, seeds, shard)
-    except ValueError as error:
+        if study_file:
+            runs = studies.plan_study(study_file, seeds, shard, overrides)
+        else:
+            runs = studies.plan(experiments, seeds or 1, shard, overrides)
+        if dry_run:
+            studies.show(runs)
+            return 0
+        return studies.run(runs)
+    except (ValueError, workdir.WorkdirError) as error:
         log.error("launch.py: %s", error)
         return 1
-    failed = studies.run(runs, [f"--config.{override}" for override in overrides])
-    for experiment, seed in failed:
-        log.error("Failed: %s, seed %d", experiment, seed)
-    return 1 if failed else 0
 
 
 def _summary(config: Config) -> None:

@@ -14,6 +14,7 @@ What the study leaves open is chosen here, once:
 """
 
 import dataclasses
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,23 @@ def flatten(config: Config) -> dict[str, Any]:
 def field_names() -> list[str]:
     """Returns the paths of all fields, such as `train.epochs`."""
     return list(flatten(get_config()))
+
+
+def check_field(path: str, prefix: str = "config.") -> None:
+    """Checks that there is such a field.
+
+    Args:
+      path: such as `train.epochs`.
+      prefix: how fields are written where the path comes from, for the message.
+
+    Raises:
+      ValueError: naming the fields nearest to it.
+    """
+    fields = field_names()
+    if path not in fields:
+        near = difflib.get_close_matches(path, fields, 3, 0.4) or fields
+        allowed = ", ".join(prefix + field for field in near)
+        raise ValueError(f"no field {prefix}{path}; near it: {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
