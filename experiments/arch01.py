@@ -15,4 +15,5 @@ def get_config():
     config.experiment = "arch01"
     config.model.name = "arch01"
     config.train.epochs = 30
+    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
     return config

@@ -14,4 +14,5 @@ def get_config():
     config.experiment = "arch02_bs16"
     config.model.name = "arch02"
     config.train.batch_size = 16
+    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
     return config

@@ -16,4 +16,5 @@ def get_config():
     config.experiment = "arch02_bs96"
     config.model.name = "arch02"
     config.train.batch_size = 96
+    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
     return config

@@ -14,4 +14,5 @@ def get_config():
     config = default_config()
     config.experiment = "arch03"
     config.model.name = "arch03"
+    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
     return config
