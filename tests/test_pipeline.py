@@ -35,8 +35,10 @@ def test_a_batch_larger_than_the_split_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chunk", [8, 32, 1024])
 @pytest.mark.parametrize("first", [0, 3])
-def test_streamed_batches_follow_the_order_and_drop_the_rest(dataset, first):
+def test_streamed_batches_follow_the_order_and_drop_the_rest(dataset, first, chunk, monkeypatch):
+    monkeypatch.setattr(pipeline, "_CHUNK_IMAGES", chunk)
     split = dataset.splits["train"]
     expected = order(0, 1)
     batches = list(pipeline.stream_batches(split, expected, 16, first))

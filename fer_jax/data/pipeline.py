@@ -10,6 +10,9 @@ import numpy as np
 from fer_jax import keys
 from fer_jax.data.arrays import Split
 
+# What `tf.data` hands over at once: at batch 16 every element of its own cost a tenth of a step.
+_CHUNK_IMAGES = 1024
+
 
 @functools.partial(jax.jit, static_argnums=2)
 def epoch_order(seed: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
@@ -65,15 +68,16 @@ def stream_batches(
         return split.images[indices], split.labels[indices].astype(np.int32)
 
     def load(indices):
-        images, labels = tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
-        images.set_shape((batch_size, *split.images.shape[1:]))
-        labels.set_shape((batch_size,))
-        return images, labels
+        return tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
 
-    steps = steps_per_epoch(len(order), batch_size)
-    batches = order[: steps * batch_size].reshape(steps, batch_size)[first_step:]
-    dataset = tf.data.Dataset.from_tensor_slices(batches).map(load)
-    yield from dataset.prefetch(4).as_numpy_iterator()  # pyright: ignore[reportReturnType]
+    last_step = steps_per_epoch(len(order), batch_size)
+    indices = order[first_step * batch_size : last_step * batch_size]
+    chunk = batch_size * max(1, _CHUNK_IMAGES // batch_size)
+    chunks = tf.data.Dataset.from_tensor_slices(indices).batch(chunk).map(load).prefetch(2)
+    for images, labels in chunks.as_numpy_iterator():  # pyright: ignore[reportGeneralTypeIssues]
+        for start in range(0, len(labels), batch_size):
+            batch = slice(start, start + batch_size)
+            yield images[batch], labels[batch]
 
 
 def eval_batches(
