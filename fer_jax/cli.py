@@ -1,6 +1,7 @@
 """What `launch.py` does in each of its modes."""
 
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def study(
             studies.show(runs)
             return 0
         return studies.run(runs)
+    except KeyboardInterrupt:  # a second Ctrl-C, which ends the run under way at once
+        return 128 + signal.SIGINT
     except (ValueError, workdir.WorkdirError) as error:
         log.error("launch.py: %s", error)
         return 1

@@ -95,7 +95,7 @@ def _read(declared: Factors) -> _Read:
         if isinstance(levels, Mapping):
             named = [(label, dict(fields)) for label, fields in levels.items()]
         else:
-            named = [(_label(value), {key: value}) for value in levels]
+            named = [(label_of(value), {key: value}) for value in levels]
         name = key.split(".")[-1]
         if name in factors:
             raise ValueError(f"two factors of this study have the short name {name}")
@@ -109,7 +109,8 @@ def _read(declared: Factors) -> _Read:
     return factors
 
 
-def _label(value: Any) -> str:
+def label_of(value: Any) -> str:
+    """Returns how a value is written, in names of runs as in tables and figures."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -163,7 +164,7 @@ def _base_level(name: str, levels: dict[str, dict[str, Any]], base: dict[str, An
         if all(base[field] == value for field, value in fields.items()):
             return label
     if len(fields := _fields(levels)) == 1:
-        return _label(base[fields.pop()])
+        return label_of(base[fields.pop()])
     raise ValueError(f"factor {name} needs a level that changes nothing, such as 'none': {{}}")
 
 
