@@ -1,11 +1,13 @@
-"""Times forward and gradients of every layer of the study's networks, ours against autodiff's.
+"""Times forward and gradients of every layer of the study's networks, ours against XLA's own.
 
     python benchmarks/ops.py            # prints a table, writes results/cpu_ops.json
+    FER_JAX_NATIVE=0 python benchmarks/ops.py --output=results/cpu_ops_xla.json   # without C++
 
 Each of ours and autodiff's runs alone as a compiled function; the two take turns. A number is the
 fastest of `--repeats` calls, so that other work on the machine does not enter into it.
 """
 
+import functools
 import json
 import os
 import time
@@ -48,6 +50,15 @@ POOLINGS = {
     "arch03/pool1": ("max_pool", 44, 32, 2),
     "arch03/pool2": ("max_pool", 18, 64, 2),
 }
+# Input side, input channels, filters, kernel side, pooling window; every pooling stride is 2.
+FUSED = {
+    "arch01/conv1+pool1": (48, 1, 64, 5, 5),
+    "arch02/conv1+pool1": (48, 1, 32, 3, 2),
+    "arch02/conv2+pool2": (23, 32, 32, 3, 2),
+    "arch03/conv2+pool1": (46, 32, 32, 3, 2),
+    "arch03/conv4+pool2": (20, 64, 64, 3, 2),
+    "arch03/conv6+pool3": (7, 128, 128, 3, 2),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -58,6 +69,7 @@ def main(argv: list[str]) -> None:
     product = jax.jit(jnp.matmul)
     peak = 2e-6 * 1024**3 / _times_ms({"": lambda: product(matrix, matrix)})[""]
     rows = [_convolution(name, peak, *shape) for name, shape in CONVOLUTIONS.items()]
+    rows += [_fused(name, *shape) for name, shape in FUSED.items()]
     rows += [_pooling(name, *shape) for name, shape in POOLINGS.items()]
     result = {
         "environment": record.environment(),
@@ -85,22 +97,50 @@ def _convolution(layer, peak, side, channels, filters, kernel):
 
         return jax.jit(f)  # what is not asked for is not computed
 
-    forward = jax.jit(applied(lax.conv_general_dilated))
-    ours = gradient(ops.conv_general_dilated, 1)
-    autodiff = gradient(lax.conv_general_dilated, 1)
-    images = gradient(lax.conv_general_dilated, 0)
-    ms = _times_ms(
-        {
-            "forward": lambda: forward(x, w),
-            "input_gradient": lambda: images(x, w, grad),
-            "kernel_gradient": lambda: ours(x, w, grad),
-            "kernel_gradient_autodiff": lambda: autodiff(x, w, grad),
-        }
-    )
+    calls = {}
+    for suffix, conv in {
+        "": ops.conv_general_dilated,
+        "_autodiff": lax.conv_general_dilated,
+    }.items():
+        calls["forward" + suffix] = functools.partial(jax.jit(applied(conv)), x, w)
+        calls["image_gradient" + suffix] = functools.partial(gradient(conv, 0), x, w, grad)
+        calls["kernel_gradient" + suffix] = functools.partial(gradient(conv, 1), x, w, grad)
+    ms = _times_ms(calls)
     rates = {name: round(1e3 * gflop / t, 1) for name, t in ms.items()}
     share = {name: round(rate / peak, 2) for name, rate in rates.items()}
     print(layer, *(f"{n} {ms[n]:.2f} ms {rates[n]:.0f} GFLOP/s {share[n]:.0%};" for n in ms))
     return {"layer": layer, "ms": ms, "gflops_per_s": rates, "share_of_matmul": share}
+
+
+def _fused(layer, side, channels, filters, kernel, window):
+    """Convolution, ReLU and max-pooling with their gradients: in one, and each by XLA."""
+    x, w = _normal(_BATCH.value, side, side, channels), _normal(kernel, kernel, channels, filters)
+    bias, strides = _normal(filters), (2, 2)
+
+    def in_one(x, w, bias):
+        return ops.conv_relu_max_pool(x, w, bias, "VALID", (window, window), strides)
+
+    def in_turn(x, w, bias):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        out = lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=numbers)
+        return nn.max_pool(jax.nn.relu(out + bias), (window, window), strides)
+
+    grad = _normal(*jax.eval_shape(in_one, x, w, bias).shape)
+    wanted = (0, 1, 2) if channels > 1 else (1, 2)  # nobody asks for the images' own gradient
+    calls = {}
+    for suffix, f in {"": in_one, "_autodiff": in_turn}.items():
+
+        def step(x, w, bias, grad, f=f):
+            def total(*xs):
+                return (f(*xs) * grad).sum()
+
+            return jax.value_and_grad(total, argnums=wanted)(x, w, bias)
+
+        calls["forward" + suffix] = functools.partial(jax.jit(f), x, w, bias)
+        calls["forward_and_gradients" + suffix] = functools.partial(jax.jit(step), x, w, bias, grad)
+    ms = _times_ms(calls)
+    print(layer, *(f"{n} {t:.2f} ms;" for n, t in ms.items()))
+    return {"layer": layer, "ms": ms}
 
 
 def _pooling(layer, name, side, channels, window):

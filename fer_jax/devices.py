@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 
 import jax
 import numpy as np
@@ -17,18 +16,13 @@ log = logging.getLogger("fer_jax")
 MIN_IMAGES_PER_CPU_DEVICE = 16  # with 8 on each of two, Architecture 02 ran 0.9 times as fast
 
 
-def cpu_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def setup() -> None:
     """Prepares JAX: freed memory and compiled programs are kept, one virtual CPU device per core.
 
     Must run before JAX touches a device. Compiled programs lie in :func:`native.cache_folder`.
     """
     memory.keep_freed_memory()
-    jax.config.update("jax_num_cpu_devices", cpu_cores())
+    jax.config.update("jax_num_cpu_devices", native.cpu_cores())
     jax.config.update("jax_compilation_cache_dir", str(native.cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -41,6 +41,11 @@ class NativeError(RuntimeError):
     """The library cannot be built or loaded here."""
 
 
+def cpu_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cache_folder() -> Path:
     """Returns where compiled programs are kept: `$FER_JAX_CACHE` or `~/.cache/fer_jax`."""
     return Path(os.environ.get("FER_JAX_CACHE") or Path.home() / ".cache" / "fer_jax")
@@ -311,4 +316,5 @@ def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def _tasks() -> int:
     """Returns how many tasks share a call: the cores that each virtual device has for itself."""
-    return max(1, jax.local_device_count() // max(1, jax.sharding.get_abstract_mesh().size))
+    devices_here = jax.sharding.get_abstract_mesh().size // jax.process_count()
+    return max(1, cpu_cores() // max(1, devices_here))

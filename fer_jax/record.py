@@ -13,7 +13,6 @@ import numpy as np
 from fer_jax import native
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset
-from fer_jax.devices import cpu_cores
 
 FORMAT = 1
 _PACKAGES = ("fer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -28,7 +27,7 @@ def environment() -> dict[str, Any]:
             "platform": device.platform,
             "kind": _cpu_name() if device.platform == "cpu" else device.device_kind,
             "count": jax.device_count() if device.platform != "cpu" else 1,
-            "cpu_cores": cpu_cores(),
+            "cpu_cores": native.cpu_cores(),
         },
         "convolutions": native.convolutions(),
         "git": git_state(),
