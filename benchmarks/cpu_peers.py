@@ -27,6 +27,7 @@ DOCUMENT = FOLDER.parent / "docs" / "performance.md"
 OURS = "fer_jax"
 PEERS = {
     OURS: "fer-jax",
+    "fer_jax_xla": "fer-jax without C++",  # what it does where there is no compiler
     "keras": "Keras on TensorFlow",
     "keras_compile": "Keras with XLA",  # `jit_compile`, Keras's default
     "torch": "PyTorch eager",
@@ -104,7 +105,8 @@ def measure_all(
             for case in cases:
                 for peer in order_of(turn, torch_python is not None, turn < compile_repeats):
                     start = time.perf_counter()
-                    found = _run(_command(peer, case, torch_python, seconds), env)
+                    switch = {"FER_JAX_NATIVE": "0"} if peer == "fer_jax_xla" else {}
+                    found = _run(_command(peer, case, torch_python, seconds), env | switch)
                     runs.append({"case": case.name, "peer": peer, "round": turn, **found})
                     took = time.perf_counter() - start
                     _report(runs[-1], f"round {turn + 1}/{repeats}", took)
@@ -122,7 +124,7 @@ def order_of(turn: int, with_torch: bool, with_compile: bool) -> list[str]:
 
 def _command(peer: str, case: Case, torch_python: str | None, seconds: float) -> list[str]:
     python = torch_python if torch_python and peer.startswith("torch") else sys.executable
-    script = f"peer_{peer.removesuffix('_compile')}.py"
+    script = f"peer_{peer.removesuffix('_compile').removesuffix('_xla')}.py"
     command = [python, script, case.model, str(case.batch), f"--seconds={seconds}"]
     command += ["--evaluate"] * case.evaluate
     return command + ["--compile"] * peer.endswith("_compile")
