@@ -12,6 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,12 @@ from fer_jax import memory, ops, record
 
 _BATCH = flags.DEFINE_integer("batch", 96, "images")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "calls of each function")
-_OUTPUT = flags.DEFINE_string("output", "results/cpu_ops.json", "where the record goes")
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+RECORD, RECORD_XLA = RESULTS / "cpu_ops.json", RESULTS / "cpu_ops_xla.json"
+DOCUMENT = RESULTS.parent / "docs" / "performance.md"
+_OUTPUT = flags.DEFINE_string(
+    "output", str(RECORD), "where the record goes; docs/performance.md shows the committed ones"
+)
 
 # Input side, input channels, filters, kernel side.
 CONVOLUTIONS = {
@@ -80,6 +86,73 @@ def main(argv: list[str]) -> None:
         "layers": {row["layer"]: row for row in rows},
     }
     Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
+    DOCUMENT.write_text(updated_document(DOCUMENT.read_text()))
+
+
+def updated_document(text: str) -> str:
+    """Returns the text of `docs/performance.md` with the tables of the records in their place."""
+    from fer_jax.report import replace_between
+
+    found, without = (json.loads(path.read_text()) for path in (RECORD, RECORD_XLA))
+    return replace_between(text, "ops", "\n" + format_tables(found, without) + "\n")
+
+
+def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
+    """Returns two records as Markdown.
+
+    Args:
+      found: measured as things are.
+      without: measured with `FER_JAX_NATIVE=0`.
+    """
+    device = found["environment"]["device"]
+    lines = [
+        f"{device['kind']}, {device['cpu_cores']} cores, batch {found['batch']}; milliseconds, in "
+        "brackets the share of the rate of a 1024^3 float32 matrix product in XLA "
+        f"({found['matmul_gflops']:.0f} GFLOP/s).",
+        "",
+        "| Layer | Forward | XLA | Image gradient | XLA | Kernel gradient | without C++ | XLA |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in CONVOLUTIONS:
+        layer, other = found["layers"][name], without["layers"][name]
+
+        def cell(what, layer=layer):
+            return f"{layer['ms'][what]:.1f} ({layer['share_of_matmul'][what]:.0%})"
+
+        cells = [
+            *(
+                cell(what + end)
+                for what in ("forward", "image_gradient")
+                for end in ("", "_autodiff")
+            ),
+            *(cell("kernel_gradient"), cell("kernel_gradient", other)),
+            cell("kernel_gradient_autodiff"),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| Convolution, ReLU, max-pool | Forward | without C++ | XLA | With gradients | "
+        "without C++ | XLA |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in FUSED:
+        ms, other = found["layers"][name]["ms"], without["layers"][name]["ms"]
+        cells = [
+            value
+            for what in ("forward", "forward_and_gradients")
+            for value in (ms[what], other[what], ms[what + "_autodiff"])
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in cells)} |")
+    lines += [
+        "",
+        "| Pooling without C++ | Forward | XLA | Backward | XLA |",
+        "|---|---|---|---|---|",
+    ]
+    for name in POOLINGS:
+        ms = found["layers"][name]["ms"]
+        cells = [ms[what + end] for what in ("forward", "backward") for end in ("", "_autodiff")]
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in cells)} |")
+    return "\n".join(lines)
 
 
 def _convolution(layer, peak, side, channels, filters, kernel):
