@@ -6,6 +6,7 @@ python launch.py --config=experiments/arch02_bs96.py --mode=summary
 python launch.py --config=experiments/arch02_bs96.py --mode=benchmark
 python launch.py --mode=study --experiments=arch02_bs96,arch03 --seeds=3
 python launch.py --mode=study --study=experiments/factors.py
+python launch.py --mode=report
 """
 
 import logging
@@ -16,10 +17,14 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "study", "benchmark", "summary")
+MODES = ("train", "evaluate", "study", "benchmark", "summary", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, such as experiments/arch02_bs96.py.", lock_config=True
+    "config",
+    str(Path(__file__).resolve().parent / "fer_jax" / "config.py"),
+    "Experiment file, such as experiments/arch02_bs96.py; needed to train, evaluate, benchmark and "
+    "show a summary.",
+    lock_config=True,
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -28,13 +33,15 @@ _MODE = flags.DEFINE_enum(
     "train: train, or go on, and evaluate the best checkpoint. evaluate: evaluate the best "
     "checkpoint of a run on --split. study: train --experiments, or what --study declares, one "
     "after another; what has a record in results/ is skipped. benchmark: measure training speed on "
-    "each kind of device here. summary: show the network's layers.",
+    "each kind of device here. summary: show the network's layers. report: make README's tables "
+    "and docs/reproduction.* from the records in results; with --config.data.source the same page "
+    "with the data set's pictures, in out/reproduction.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, by default checkpoints/<experiment>_seed<seed>; of --mode=benchmark the "
-    "records', by default results.",
+    "records', by default results; of --mode=report the illustrated page's.",
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "valid", ("train", "valid", "test"), "Of --mode=evaluate: what to evaluate on."
@@ -80,10 +87,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         _refuse_unknown_fields(argv)
         rest = flags.FLAGS(argv)
-        if _MODE.value != "study" and _CONFIG.value is None:
+        if _MODE.value not in ("study", "report") and not flags.FLAGS["config"].present:
             raise flags.Error("--config is missing, such as --config=experiments/quickstart.py")
-        if _CONFIG.value is not None:
-            _CONFIG.value.experiment  # noqa: B018 - a file that cannot be read says so only now
+        _CONFIG.value.experiment  # noqa: B018 - a file that cannot be read says so only now
     except flags.Error as error:
         message = str(error)
     except (OSError, ImportError, SyntaxError, AttributeError) as error:
@@ -132,6 +138,10 @@ def main(argv: list[str]) -> None:
         )
         sys.exit(status)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    if _MODE.value == "report":
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        pictures = flags.FLAGS["config"].present or given
+        sys.exit(cli.report(_CONFIG.value.data if pictures else None, workdir))
     status = cli.run(
         _MODE.value,
         _CONFIG.value,

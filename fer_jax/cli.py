@@ -120,6 +120,34 @@ def study(
         return 1
 
 
+def report(data: Config | None, folder: Path | None) -> int:
+    """Makes tables, figures and pages from the records; see :mod:`fer_jax.report`.
+
+    Args:
+      data: None: bring docs/reproduction.* and README.md up to date. `config.data`: write the page
+        with this data set's pictures instead.
+      folder: of the page with pictures; None for `out/reproduction`, which git ignores.
+
+    Returns:
+      The process's exit status. Expected errors end in one line on standard error.
+    """
+    from fer_jax.data.arrays import load_dataset
+    from fer_jax.report import page
+
+    try:
+        if data is None:
+            page.write_docs()
+            log.info("%s and README.md are up to date", page.DOCS / "reproduction.md")
+        else:
+            folder = folder or Path("out") / "reproduction"
+            page.write_illustrated(load_dataset(data), folder)
+            log.info("%s has the data set's pictures: do not publish it", folder)
+    except (ValueError, OSError) as error:  # a DataError is a ValueError
+        log.error("launch.py: %s", error)
+        return 1
+    return 0
+
+
 def _summary(config: Config) -> None:
     from fer_jax.models import create_model, summary
 

@@ -1,12 +1,44 @@
+import base64
 import json
 
+import numpy as np
 import pytest
 
-from fer_jax import report
+from fer_jax import cli, duplicates, report
+from fer_jax.data import arrays, sources
+from fer_jax.report import figures, page, paper, records, statistics, tables
+
+LABELS = np.arange(14) % 7
+CPU = {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1}
+GPU = {"platform": "gpu", "kind": "a GPU", "cpu_cores": 16, "count": 1}
 
 
-def record(seed=0, accuracy=0.5, **changes):
-    numbers = {"accuracy": accuracy, "accuracy_unique": accuracy - 0.01}
+def packed(probabilities, labels=LABELS):
+    return {
+        "labels": "".join(map(str, labels)),
+        "probabilities": base64.b64encode(np.asarray(probabilities, "<f2").tobytes()).decode(),
+    }
+
+
+def probabilities(classes, top=0.75):
+    """Returns `[n, 7]` with probability `top` of the given classes."""
+    found = np.full((len(classes), 7), (1 - top) / 6)
+    found[np.arange(len(classes)), classes] = top
+    return found
+
+
+def record(seed=0, accuracy=0.5, wrong=0, **changes):
+    """Returns a record whose predictions are wrong on the first so many images."""
+    classes = np.where(np.arange(len(LABELS)) < wrong, (LABELS + 1) % 7, LABELS)
+    numbers = {
+        "accuracy": accuracy,
+        "accuracy_unique": accuracy - 0.01,
+        "one_vs_rest_accuracy": 1 - 2 * (1 - accuracy) / 7,
+        "macro_f1": accuracy - 0.02,
+        "loss": 1.25,
+        "confusion": [[10 * (i == j) + 1 for j in range(7)] for i in range(7)],
+        "count": len(LABELS),
+    }
     history = [
         {
             "epoch": e,
@@ -20,55 +52,466 @@ def record(seed=0, accuracy=0.5, **changes):
     return {
         "experiment": "arch02_bs96",
         "seed": seed,
+        "config": {
+            "seed": seed,
+            "data": {"partial": False},
+            "train": {"epochs": 20, "patience": 0},
+        },
+        "dataset": {
+            "name": "fer2013",
+            "source_sha256": "ab",
+            "count": {"test": len(LABELS)},
+        },
         "metrics": dict.fromkeys(("train", "valid", "test"), numbers),
+        "predictions": {"test": packed(probabilities(classes))},
         "history": history,
         "epochs_run": 3,
         "best_epoch": 3,
         "test_evaluations": 1,
         "seconds": {"train": 90.0 + 60.0 * seed},
-        "device": {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1},
+        "device": CPU,
     } | changes
 
 
-def write(folder, *records):
-    for i, found in enumerate(records):
-        (folder / f"{i}.json").write_text(json.dumps(found))
+def write(folder, *found):
+    for i, one in enumerate(found):
+        (folder / f"{i}.json").write_text(json.dumps(one))
+
+
+def loaded(*found):
+    """Returns runs as `load_runs` groups them."""
+    runs = {}
+    for one in found:
+        runs.setdefault(one["experiment"], []).append(one)
+    return runs
+
+
+# What is committed
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return page.build(page.load())
 
 
 def test_the_readme_says_what_the_records_say():
     text = (report.ROOT / "README.md").read_text()
-    assert report.updated_readme(text) == text, "run: uv run python -m fer_jax.report"
+    found = page.updated_readme(text, records.load_runs())
+    assert found == text, "run: uv run launch.py --mode=report"
 
 
-def test_several_seeds_give_mean_and_deviation(tmp_path):
-    write(tmp_path, record(1, 0.5), record(0, 0.6))
-    runs = report.load_runs(tmp_path)
-    assert [r["seed"] for r in runs["arch02_bs96"]] == [0, 1]
-    row = next(x for x in report.paper_table(runs).splitlines() if "`arch02_bs96`" in x)
+def test_the_committed_page_says_what_the_records_say(committed):
+    text = (page.DOCS / "reproduction.md").read_text()
+    assert committed.markdown == text, "run: uv run launch.py --mode=report"
+    assert page.html(text, page.DOCS) == (page.DOCS / "reproduction.html").read_text()
+
+
+def test_the_committed_figures_are_drawn_from_what_the_records_give(committed):
+    folder = page.DOCS / "figures"
+    assert json.loads((folder / "data.json").read_text()) == json.loads(page.plotted(committed))
+    assert {p.name for p in folder.glob("*.svg")} == {f"{d.name}.svg" for d in committed.drawings}
+    for drawing in committed.drawings:
+        assert figures.digest(drawing.data) in (folder / f"{drawing.name}.svg").read_text()
+
+
+def test_no_committed_figure_of_single_images_holds_a_picture():
+    found = list((page.DOCS / "figures").glob("predictions_*.svg"))
+    assert found
+    assert not any("<image" in path.read_text() for path in found)
+
+
+def test_the_studys_matrix_is_of_publictest():
+    assert tuple(map(sum, paper.CONFUSION)) == sources.COUNTS["valid"]
+    assert sum(paper.CONFUSION[i][i] for i in range(7)) == 1997
+
+
+def test_every_row_has_an_experiment():
+    names = [*paper.PAPER, *(related.experiment for related in paper.RELATED)]
+    assert all(records.experiment_config(name).experiment == name for name in names)
+
+
+# Records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_evaluations": 2}, "test was evaluated 2 times"),
+        ({"epochs_run": 5}, "its history has 3 of 5 epochs"),
+        ({"dataset": {"name": "synthetic_faces"}}, "on synthetic_faces, not fer2013"),
+        ({"metrics": {"train": {}}}, "it has no 'accuracy'"),
+        ({"config": {"data": {"partial": True}}}, "on a part of the data set"),
+    ],
+)
+def test_a_record_that_no_table_may_use_is_refused(tmp_path, changes, message):
+    write(tmp_path, record(**changes))
+    with pytest.raises(ValueError, match=rf"0\.json is no record of a whole run: .*{message}"):
+        records.load_runs(tmp_path)
+
+
+def test_a_file_that_is_half_written_is_refused(tmp_path):
+    (tmp_path / "half.json").write_text(json.dumps(record())[:100])
+    with pytest.raises(ValueError, match=r"half\.json is no record of a whole run"):
+        records.load_runs(tmp_path)
+
+
+def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path):
+    write(tmp_path, record(0), record(0))
+    with pytest.raises(ValueError, match=r"1\.json: a second record of seed 0 on the same device"):
+        records.load_runs(tmp_path)
+    write(tmp_path, record(0), record(1))
+    other = record(1)
+    other["config"]["train"]["epochs"] = 1
+    write(tmp_path, record(0), other)
+    with pytest.raises(ValueError, match=r"1\.json: train\.epochs is 1, but 20 in seed 0"):
+        records.load_runs(tmp_path)
+
+
+def test_records_are_found_below_the_folder_and_go_by_device_and_seed(tmp_path):
+    (tmp_path / "gpu").mkdir()
+    write(tmp_path, record(1), record(0))
+    write(tmp_path / "gpu", record(0, device=GPU))
+    found = records.load_runs(tmp_path)["arch02_bs96"]
+    assert [(r["device"]["platform"], r["seed"]) for r in found] == [
+        ("cpu", 0),
+        ("cpu", 1),
+        ("gpu", 0),
+    ]
+    assert records.main_row(found) == found[:2]
+    rows = [
+        x for x in tables.paper_table({"arch02_bs96": found}).splitlines() if "`arch02_bs96`" in x
+    ]
+    assert ["a processor, 2 cores" in rows[0], "a GPU" in rows[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "run", "patience", "best", "says"),
+    [
+        ("arch02_bs96", 20, 0, 3, "to the end: all 20 epochs"),
+        ("arch02_bs96", 12, 0, 3, "stopped early by budget, of 20 epochs"),
+        ("fathallah", 8, 5, 3, "to the end: valid no better for 5 epochs"),
+        ("fathallah", 8, 5, 4, "stopped early by budget, of 30 epochs"),
+        ("fathallah", 1, 5, 1, "1 epoch only, shows that it learns"),
+    ],
+)
+def test_how_far_a_run_went(experiment, run, patience, best, says):
+    history = [{"epoch": e, "valid/accuracy": 0.5 + (e == best)} for e in range(1, run + 1)]
+    config = {"train": {"epochs": run, "patience": patience}}
+    found = record(experiment=experiment, history=history, epochs_run=run, config=config)
+    assert records.ending(found) == says
+    assert records.is_complete(found) == says.startswith("to the end")
+
+
+# Tables
+
+
+def test_several_seeds_give_mean_and_deviation():
+    runs = loaded(record(0, 0.6), record(1, 0.5))
+    row = next(x for x in tables.paper_table(runs).splitlines() if "`arch02_bs96`" in x)
     assert "0.550 ± 0.071" in row
     assert "0.540 ± 0.071" in row
     assert "0.76, loss 0.63, 48 h" in row
-    assert "2.0 min" in row
+    assert "2.0 min |" in row
 
 
-def test_rows_without_a_record_say_so():
-    assert report.paper_table({}).count("not measured yet") == 4
+def test_core_minutes_are_shown_where_every_record_has_them():
+    timed = {"train": 60.0, "train_cpu": 90.0}
+    assert records.training_time([record(seconds=timed)]) == "1.0 min, 1.5 core-min"
+    assert records.training_time([record(seconds=timed), record(1)]) == "1.8 min"
+    assert records.training_time([record(seconds=timed, device=GPU)]) == "1.0 min"
+
+
+def test_a_page_without_any_record_says_so():
+    found = page.build(page.Sources({}, None, figures.Faces([])))
+    assert found.markdown.count("not measured yet") > 20
+    assert "1,485,831" in found.markdown  # the architectures need no record
 
 
 def test_the_crossing_is_the_first_epoch_that_reaches_the_studys_accuracy():
-    assert report.crossing(record()["history"], 0.6)["epoch"] == 2
-    assert report.crossing(record()["history"], 0.95) is None
-    table = report.crossing_table({"arch02_bs96": [record()]})
-    assert "| 3 | 0.900, 0.500 | 0.750, 1.500 |" in table
+    history = record()["history"]
+    assert statistics.crossing(history, 0.6)["epoch"] == 2
+    assert statistics.crossing(history, 0.95) is None
+    # From (0.6, 1.0) to (0.9, 0.5): 0.76 is 8/15 of the way.
+    assert statistics.loss_at(history, 0.76) == pytest.approx(1.0 - 0.5 * 8 / 15)
+    assert statistics.loss_at(history, 0.95) is None
+    assert statistics.loss_at(history, 0.2) is None  # the curve begins above it
+    table = tables.crossing_table(loaded(record()))
+    assert "| 3 | 0.733 | 0.900, 0.500 | not recorded | 0.750, 1.500 | 0.750 |" in table
 
 
-@pytest.mark.parametrize("changes", [{"test_evaluations": 2}, {"epochs_run": 5}])
-def test_a_record_that_opened_test_twice_or_is_not_whole_is_refused(tmp_path, changes):
-    write(tmp_path, record(**changes))
-    with pytest.raises(ValueError, match=r"0\.json"):
-        report.load_runs(tmp_path)
+def test_the_crossing_shows_training_without_dropout_where_it_is_recorded():
+    found = record()
+    for row in found["history"]:
+        row |= {"train/accuracy": 0.95, "train/loss": 0.25}
+    assert "| 0.950, 0.250 |" in tables.crossing_table(loaded(found))
+
+
+def test_a_curve_that_does_not_get_there_says_so():
+    found = record(experiment="arch03")
+    found["history"][-1]["train_running/accuracy"] = 0.85
+    assert "not within 3 epochs" in tables.crossing_table(loaded(found))
+    assert (
+        "does not reach accuracy 0.889"
+        in page.build(
+            page.Sources(loaded(found), None, figures.Faces([str(i) for i in range(14)]))
+        ).markdown
+    )
+
+
+def test_the_related_table_has_sizes_and_what_the_study_prints():
+    table = tables.related_table(loaded(record(experiment="mini_xception", epochs_run=1)))
+    row = next(x for x in table.splitlines() if "mini-XCEPTION" in x)
+    assert "| 58,423 |" in row
+    assert "| 1 | 1 epoch only, shows that it learns | a processor, 2 cores | 0.500 |" in row
+    assert "| 0.95 |" in row
+    assert "not measured yet" in next(x for x in table.splitlines() if "GoogLeNet" in x)
 
 
 def test_markers_must_be_there():
     with pytest.raises(ValueError, match="paper:begin"):
         report.replace_between("no markers", "paper", "")
+
+
+# Statistics
+
+
+def test_expected_calibration_error_by_hand():
+    # Confidence 0.75 on four images, of which two are right; 0.5 on one that is right; 1 on one.
+    labels = np.array([0, 1, 2, 3, 4, 5])
+    classes = np.array([0, 1, 3, 4, 4, 5])
+    found = probabilities(classes)
+    found[4], found[5] = probabilities([4], 0.5), probabilities([5], 1.0)
+    bins = statistics.calibration(labels, found, bins=4)
+    assert bins.count.tolist() == [0, 1, 4, 1]  # a bin holds its upper edge
+    np.testing.assert_allclose(bins.confidence, [np.nan, 0.5, 0.75, 1])
+    np.testing.assert_allclose(bins.accuracy, [np.nan, 1, 0.5, 1])
+    assert bins.error == pytest.approx((1 * 0.5 + 4 * 0.25 + 1 * 0) / 6)
+
+
+def test_mcnemar_by_hand():
+    first = np.array([True] * 8 + [False] * 2)
+    second = np.array([True] * 3 + [False] * 5 + [True, False])
+    found = statistics.compare(first, second)
+    assert (found.only_first, found.only_second) == (5, 1)
+    assert found.difference == pytest.approx(0.4)
+    assert found.p == pytest.approx(2 * (1 + 6) / 2**6)  # of 6 tosses at most 1, on either side
+    half = 1.96 * np.sqrt(6 - 16 / 10) / 10
+    assert found.interval == pytest.approx((0.4 - half, 0.4 + half))
+    assert statistics.compare(first, first).p == 1
+    with pytest.raises(ValueError, match="of 10 and of 9 images"):
+        statistics.compare(first, second[1:])
+
+
+def test_holm_multiplies_the_smallest_by_their_number():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([]) == []
+
+
+def test_binomial_error_of_an_accuracy():
+    assert statistics.binomial_error(0.5, 3589) == pytest.approx(0.5 / 3589**0.5)
+
+
+def test_pairs_count_who_alone_is_right():
+    runs = loaded(record(wrong=10), record(experiment="arch01"), record(experiment="arch03"))
+    found = {pair.names: pair for pair in tables.pairs(runs, ["arch01", "arch02_bs96", "arch03"])}
+    comparison = found["arch01", "arch02_bs96"].found
+    assert (comparison.only_first, comparison.only_second) == (10, 0)
+    assert comparison.p == pytest.approx(2 / 2**10)
+    assert found["arch01", "arch02_bs96"].adjusted == pytest.approx(3 * 2 / 2**10)
+    assert found["arch01", "arch02_bs96"].differs
+    assert not found["arch01", "arch03"].differs
+
+
+def test_networks_are_chosen_for_comparison_by_valid_and_only_if_trained_to_the_end():
+    def related(experiment, valid, run=30):
+        history = [{"epoch": e, "valid/accuracy": 0.1 * e} for e in range(1, run + 1)]
+        found = record(experiment=experiment, epochs_run=run, history=history)
+        found["metrics"] = found["metrics"] | {"valid": {"accuracy": valid}}
+        return found
+
+    runs = loaded(
+        record(),
+        related("moran", 0.3),
+        related("fathallah", 0.5),
+        related("fully_cnn", 0.4),
+        related("mini_xception", 0.6),
+        related("xception", 0.9, run=1),
+    )
+    assert page.compared(runs) == ["arch02_bs96", "mini_xception", "fathallah", "fully_cnn"]
+
+
+# Figures
+
+
+FACES = figures.Faces([f"face {i}" for i in range(14)])
+
+
+def test_images_are_the_first_of_each_class():
+    labels = np.array([3, 0, 0, 0, 3, 3])
+    assert figures.chosen_images(labels) == [1, 2, 0, 4]
+
+
+def test_mistakes_come_by_confidence():
+    found = record()
+    chances = probabilities(LABELS)
+    for index, top in ((2, 0.6), (5, 0.9), (9, 0.7)):
+        chances[index] = probabilities([(LABELS[index] + 1) % 7], top)[0]
+    found["predictions"] = {"test": packed(chances)}
+    mistakes = figures.mistakes(found, FACES)
+    assert [m["id"] for m in mistakes] == ["face 5", "face 9", "face 2"]
+    assert (mistakes[0]["true"], mistakes[0]["predicted"]) == ("Surprise", "Neutral")
+    assert mistakes[0]["probabilities"][6] == pytest.approx(0.9, abs=1e-3)
+    assert "| face 5 | Surprise | Neutral | 0.900 | 0.017 |" in tables.mistakes_table(mistakes)
+
+
+def test_curves_are_drawn_from_the_history():
+    drawing = figures.learning_curves("arch02_bs96", [record(0), record(1)])
+    left, right = drawing.draw(drawing.data).axes
+    running, valid = left.lines[:2]
+    np.testing.assert_allclose(running.get_ydata(), [0.3, 0.6, 0.9])
+    np.testing.assert_allclose(valid.get_ydata(), [0.25, 0.5, 0.75])
+    assert valid.get_xdata().tolist() == [1, 2, 3]
+    assert len(left.lines) == 2 * 2 + 1  # two seeds, and the study's figure
+    assert right.lines[-1].get_ydata()[0] == 0.63
+
+
+def test_pairs_of_the_study_are_drawn_beside_the_curves():
+    drawing = figures.paper_pairs(loaded(record()))
+    panel = drawing.draw(drawing.data).axes[2]
+    np.testing.assert_allclose(panel.lines[0].get_xdata(), [0.3, 0.6, 0.9])
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [1.5, 1.0, 0.5])
+    assert panel.lines[-1].get_xydata().tolist() == [[0.76, 0.63]]
+
+
+def test_bars_are_the_probabilities_and_the_wrong_class_is_hatched():
+    drawing = figures.predictions("arch02_bs96", record(wrong=1), FACES)
+    panels = drawing.draw(drawing.data).axes
+    assert len(panels) == len(drawing.data) == 14
+    widths = [bar.get_width() for bar in panels[0].patches]
+    np.testing.assert_allclose(widths, probabilities([1])[0], atol=1e-3)
+    hatched = [[bool(bar.get_hatch()) for bar in panel.patches] for panel in panels[:2]]
+    assert hatched == [[False, True] + [False] * 5, [False] * 7]
+    assert drawing.alt.count("taken for") == 14
+
+
+def test_the_reliability_diagram_shows_the_bins():
+    drawing = figures.reliability(loaded(record(wrong=7)))
+    upper, lower = drawing.draw(drawing.data).axes
+    np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.75, 0.5]])
+    assert [bar.get_height() for bar in lower.patches] == drawing.data["Architecture 02, batch 96"][
+        "count"
+    ]
+
+
+def test_every_seed_is_a_point():
+    drawing = figures.seed_spread(loaded(record(0, 0.6), record(1, 0.5)))
+    axes = drawing.draw(drawing.data).axes[0]
+    points = next(line for line in axes.lines if line.get_marker() == "o")
+    assert points.get_xdata().tolist() == [0.6, 0.5]
+
+
+def test_a_figure_is_saved_to_the_same_bytes_and_names_its_numbers(tmp_path):
+    drawing = figures.learning_curves("arch02_bs96", [record()])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        drawing.save(tmp_path / name)
+    first, second = ((tmp_path / x / f"{drawing.name}.svg").read_bytes() for x in "ab")
+    assert first == second
+    assert figures.digest(drawing.data).encode() in first
+
+
+# Pages
+
+
+@pytest.fixture
+def faces(data_dir, config):
+    return arrays.load_dataset(config.data)
+
+
+def of_faces(faces):
+    """Returns a record of predictions on the tiny faces."""
+    labels = faces.splits["test"].labels
+    return record(predictions={"test": packed(probabilities(labels), labels)})
+
+
+def test_the_illustrated_page_has_the_pictures_and_the_other_none(tmp_path, faces):
+    plain = page.Sources(loaded(of_faces(faces)), None, figures.Faces([str(i) for i in range(23)]))
+    found = {}
+    for name, given in (("plain", plain), ("illustrated", page.with_pictures(plain, faces))):
+        (tmp_path / name).mkdir()
+        drawings = {d.name: d for d in page.build(given).drawings}
+        found[name] = set(drawings)
+        drawings["predictions_arch02_bs96"].save(tmp_path / name)
+    svg = "predictions_arch02_bs96.svg"
+    assert (tmp_path / "plain" / svg).read_text().count("<image") == 0
+    assert (tmp_path / "illustrated" / svg).read_text().count("<image") == 14
+    assert found["illustrated"] - found["plain"] == {"mistakes_arch02_bs96"}
+
+
+def test_pictures_of_other_data_are_refused(faces):
+    given = page.Sources(loaded(record()), None, FACES)
+    with pytest.raises(arrays.DataError, match="test labels of arch02_bs96, seed 0"):
+        page.with_pictures(given, faces)
+
+
+def test_the_command_refuses_other_data_in_a_line(config, tmp_path, caplog):
+    assert cli.report(config.data, tmp_path) == 1
+    assert "give the data that the records are of" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_is_written_whole_and_its_html_needs_no_other_file(tmp_path):
+    drawing = figures.seed_spread(loaded(record()))
+    stale = tmp_path / "figures" / "stale.svg"
+    stale.parent.mkdir()
+    stale.write_text("")
+    image = f"![{drawing.alt}](figures/seed_spread.svg)"
+    text = f"# Title\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n\n{image}\n"
+    page.write(page.Page(text, [drawing]), tmp_path)
+    assert not stale.exists()
+    found = (tmp_path / "reproduction.html").read_text()
+    assert '<img alt="Test accuracy of every network' in found
+    assert 'src="data:image/svg+xml,<svg' in found
+    assert "figures/" not in found
+    assert "<td" in found
+    data = json.loads((tmp_path / "figures" / "data.json").read_text())
+    assert data["seed_spread"]["Architecture 02, batch 96"]["seeds"] == [0.5]
+
+
+def test_links_in_the_contents_lead_to_headings():
+    text = page.build(page.Sources({}, None, figures.Faces([]))).markdown
+    found = page.html(text, page.DOCS)
+    links = [line.split("](#")[1].rstrip(")") for line in text.splitlines() if "](#" in line]
+    assert len(links) > 10
+    assert all(f'id="{link}"' in found for link in links if " " not in link)
+
+
+# Copies
+
+
+def test_copies_are_counted():
+    def split(pixels, labels):
+        images = np.zeros((len(pixels), 48, 48, 1), np.uint8)
+        images[:, 0, 0, 0] = pixels
+        ids = np.array([f"Usage_{100 + i}" for i in range(len(pixels))], "S")
+        return arrays.Split(images, np.array(labels, np.uint8), ids, np.zeros(len(pixels), bool))
+
+    splits = {
+        "train": split([1, 1, 1, 2, 2, 3], [0, 0, 4, 5, 5, 6]),
+        "valid": split([7, 2], [1, 4]),
+        "test": split([1, 2, 9, 9], [4, 0, 1, 2]),
+    }
+    found = duplicates.count(arrays.Dataset("fer2013", "jpeg", "ab", splits))
+    assert found["within"]["train"] == {
+        "groups": 2,
+        "images": 5,
+        "conflicting_groups": 1,
+        "conflicting_images": 3,
+        "best_accuracy": round(5 / 6, 6),
+    }
+    assert found["within"]["valid"]["groups"] == 0
+    assert found["within"]["test"]["best_accuracy"] == 0.75
+    assert found["between"]["train, test"] == {"images": 2, "contradicted": 1}
+    assert found["between"]["valid, test"] == {"images": 1, "contradicted": 1}
+    assert found["test_numbers"] == [100, 101, 102, 103]
+    json.dumps(found)

@@ -1,0 +1,181 @@
+"""Reads the records of runs, refuses those that no table may use, and words what they say."""
+
+import json
+import runpy
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_jax.config import Config
+from fer_jax.record import decode_predictions
+from fer_jax.study import ROOT, RUNS
+
+NOT_MEASURED = "not measured yet"
+
+type Record = dict[str, Any]  # what `results.json` of a run holds
+type Runs = dict[str, list[Record]]  # experiment -> its records, CPU first, then by seed
+
+# Fields in which runs of one row may differ: they change nothing about the numbers.
+_FREE_FIELDS = ("seed", "data.pipeline", "train.devices", "train.eval_on_train", "eval.batch_size")
+
+
+def load_runs(folder: Path = RUNS) -> Runs:
+    """Returns experiment -> its records, from all JSON files in a folder and below it.
+
+    Raises:
+      ValueError: naming the file, if a record is not of a whole run on FER2013 that opened test
+        once, or does not belong in one row with the others.
+    """
+    runs: Runs = defaultdict(list)
+    for path in sorted(folder.rglob("*.json")):
+        found = _read(path)
+        for other in runs[found["experiment"]]:
+            _check_same_row(path, found, other)
+        runs[found["experiment"]].append(found)
+    return {name: sorted(found, key=_order) for name, found in sorted(runs.items())}
+
+
+def _order(found: Record) -> tuple[bool, str, int]:
+    return found["device"]["platform"] != "cpu", device_name(found), found["seed"]
+
+
+def _read(path: Path) -> Record:
+    try:
+        found = json.loads(path.read_text())
+        dataset, epochs = found["dataset"]["name"], len(found["history"])
+        if dataset != "fer2013":
+            raise ValueError(f"it is of a run on {dataset}, not fer2013")
+        if found["config"]["data"]["partial"]:
+            raise ValueError("it is of a run on a part of the data set")
+        if found["test_evaluations"] != 1:
+            raise ValueError(f"test was evaluated {found['test_evaluations']} times, not once")
+        if epochs != found["epochs_run"]:
+            raise ValueError(f"its history has {epochs} of {found['epochs_run']} epochs")
+        for split in ("train", "valid", "test"):
+            found["metrics"][split]["accuracy"]
+        for name in ("experiment", "seed", "best_epoch", "seconds", "device", "predictions"):
+            found[name]
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is no record of a whole run: {reason}") from None
+    return found
+
+
+def _check_same_row(path: Path, found: Record, other: Record) -> None:
+    if device_name(found) != device_name(other):
+        return
+    if found["seed"] == other["seed"]:
+        raise ValueError(f"{path}: a second record of seed {found['seed']} on the same device")
+    ours, theirs = _fields(found["config"]), _fields(other["config"])
+    for name in sorted(set(ours) & set(theirs) - set(_FREE_FIELDS)):
+        if ours[name] != theirs[name]:
+            raise ValueError(
+                f"{path}: {name} is {ours[name]}, but {theirs[name]} in seed {other['seed']}; "
+                "runs of one row differ in nothing but their seed"
+            )
+
+
+def _fields(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= _fields(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def by_device(found: list[Record]) -> list[list[Record]]:
+    """Splits an experiment's records into rows of one device each, CPU first."""
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for record in found:
+        rows[device_name(record)].append(record)
+    return list(rows.values())
+
+
+def main_row(found: list[Record]) -> list[Record]:
+    """Returns the records on the device with most seeds, on the CPU among equals."""
+    return max(by_device(found), key=len, default=[])
+
+
+def device_name(found: Record) -> str:
+    """Returns such as `AMD EPYC, 2 cores` or `NVIDIA H200`."""
+    device = found["device"]
+    if device["platform"] == "cpu":
+        return f"{device['kind']}, {device['cpu_cores']} cores"
+    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
+
+
+def spread(values: list[float]) -> str:
+    """Formats a mean, with the standard deviation over seeds where there are several."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def over_seeds(row: list[Record], split: str, name: str) -> str:
+    """Returns :func:`spread` of a metric over the records of a row."""
+    return spread([found["metrics"][split][name] for found in row])
+
+
+def training_time(row: list[Record]) -> str:
+    """Returns the mean wall time of training and, where all records have them, core minutes."""
+    text = f"{_mean_minutes(row, lambda s: s['train'])} min"
+    if row[0]["device"]["platform"] == "cpu" and all("train_cpu" in r["seconds"] for r in row):
+        text += f", {_mean_minutes(row, lambda s: s['train_cpu'])} core-min"
+    return text
+
+
+def _mean_minutes(row: list[Record], seconds: Callable[[dict[str, float]], float]) -> str:
+    return f"{statistics.fmean(seconds(found['seconds']) for found in row) / 60:,.1f}"
+
+
+@cache
+def experiment_config(experiment: str) -> Config:
+    """Returns the configuration of a file in `experiments/`, None if there is no such file."""
+    path = ROOT / "experiments" / f"{experiment}.py"
+    return runpy.run_path(str(path))["get_config"]() if path.exists() else None
+
+
+def ending(found: Record) -> str:
+    """Says how far a run went.
+
+    It went to the end if valid had not improved for `patience` epochs, or if it made all epochs
+    that its experiment file asks for.
+    """
+    run, patience = found["epochs_run"], found["config"]["train"]["patience"]
+    planned = planned_epochs(found)
+    best = max(found["history"], key=lambda row: row["valid/accuracy"])["epoch"]
+    if patience and run - best >= patience:
+        return f"to the end: valid no better for {patience} epochs"
+    if run >= planned:
+        return f"to the end: all {planned} epochs"
+    if run == 1:
+        return "1 epoch only, shows that it learns"
+    return f"stopped early by budget, of {planned} epochs"
+
+
+def planned_epochs(found: Record) -> int:
+    """Returns the epochs that the run's experiment file, or else its configuration, asks for."""
+    config = experiment_config(found["experiment"])
+    return found["config"]["train"]["epochs"] if config is None else config.train.epochs
+
+
+def is_complete(found: Record) -> bool:
+    """Says whether a run went to the end; see :func:`ending`."""
+    return ending(found).startswith("to the end")
+
+
+def predictions(found: Record, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels `[n]` int32 and probabilities `[n, 7]` float32 of a split."""
+    return decode_predictions(found["predictions"][split])
+
+
+def is_right(found: Record, split: str = "test") -> np.ndarray:
+    """Returns `[n]` bool: whether each image's likeliest class is the true one."""
+    labels, probabilities = predictions(found, split)
+    return probabilities.argmax(axis=1) == labels

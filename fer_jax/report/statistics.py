@@ -1,0 +1,114 @@
+"""The few statistics of a report, as functions of plain arrays and of a run's history."""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BINS = 15  # of confidence; Guo et al. 2017 use as many
+
+
+def crossing(history: list[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
+    """Returns the first row whose running training accuracy reaches `accuracy`, or None."""
+    return next((row for row in history if row["train_running/accuracy"] >= accuracy), None)
+
+
+def loss_at(history: list[dict[str, Any]], accuracy: float) -> float | None:
+    """Returns the running training loss (nats) where its accuracy first reaches `accuracy`.
+
+    Between two epochs loss and accuracy are joined by a straight line. None if the accuracy is
+    never reached, or by the first epoch already.
+    """
+    for before, after in itertools.pairwise(history):
+        low, high = (row["train_running/accuracy"] for row in (before, after))
+        if low < accuracy <= high:
+            share = (accuracy - low) / (high - low)
+            losses = [row["train_running/loss"] for row in (before, after)]
+            return losses[0] + share * (losses[1] - losses[0])
+        if low >= accuracy:
+            return None
+    return None
+
+
+def binomial_error(accuracy: float, count: int) -> float:
+    """Returns the standard error of an accuracy on `count` images, sqrt(p (1 - p) / n)."""
+    return math.sqrt(accuracy * (1 - accuracy) / count)
+
+
+class Calibration(NamedTuple):
+    """Confidence against accuracy, by bins of confidence; see :func:`calibration`."""
+
+    count: np.ndarray  # `[bins]` int64, images
+    confidence: np.ndarray  # `[bins]` float64, their mean confidence; NaN in an empty bin
+    accuracy: np.ndarray  # `[bins]` float64, share of them that is right; NaN in an empty bin
+    error: float  # expected calibration error, in [0, 1]
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> Calibration:
+    """Sorts images by the probability of their likeliest class and compares it with the outcome.
+
+    Bin m of M holds the images whose confidence, the largest probability, lies in
+    ((m - 1) / M, m / M]. The expected calibration error is the mean over images of the distance
+    between accuracy and mean confidence in their bin: sum_m (n_m / n) |accuracy_m - confidence_m|.
+    Source: Guo, Pleiss, Sun, Weinberger 2017, On Calibration of Modern Neural Networks, eq. 3.
+
+    Args:
+      labels: `[n]` integers in 0..6.
+      probabilities: `[n, 7]` floats that sum to one.
+      bins: how many, of equal width.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    safe = np.where(count, count, np.nan)
+    means = [np.bincount(bin_of, x, bins) / safe for x in (confidence, right.astype(float))]
+    error = np.nansum(count * np.abs(means[1] - means[0])) / len(labels)
+    return Calibration(count, means[0], means[1], float(error))
+
+
+class Comparison(NamedTuple):
+    """Two networks on the same images; see :func:`compare`."""
+
+    only_first: int  # images that only the first one gets right
+    only_second: int
+    difference: float  # first accuracy minus second
+    interval: tuple[float, float]  # 95 % confidence interval of the difference
+    p: float  # of the hypothesis that both are right equally often
+
+
+def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compares two networks by the images on which just one of them is right.
+
+    The p-value is that of McNemar's exact test: where just one is right, either is with probability
+    1/2 (McNemar 1947). The interval is Wald's for paired proportions.
+
+    Args:
+      first: `[n]` bool, whether the first network is right on each image.
+      second: `[n]` bool, of the second, in the same order.
+
+    Raises:
+      ValueError: if they are not of the same images.
+    """
+    from scipy.stats import binomtest
+
+    if first.shape != second.shape:
+        raise ValueError(f"predictions of {len(first)} and of {len(second)} images")
+    n = len(first)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    disagree = only_first + only_second
+    p = float(binomtest(only_first, disagree).pvalue) if disagree else 1.0
+    difference = (only_first - only_second) / n
+    half = 1.96 * math.sqrt(disagree - (only_first - only_second) ** 2 / n) / n
+    interval = (difference - half, difference + half)
+    return Comparison(only_first, only_second, difference, interval, p)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Returns p-values adjusted for their number (Holm 1979): at most 5 % of any false alarm."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist()
