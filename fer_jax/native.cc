@@ -190,6 +190,7 @@ struct Pool {
 
 // Also tells the place in its window of each maximum, row by row; -1 if it is not positive, because
 // then the ReLU before the pool lets no gradient pass.
+template <bool kWithPlaces>
 void pool(const Pool& p, const float* image, float* out, int8_t* places) {
   p.for_windows([&](int64_t to, int64_t from) {
     for (int64_t c = 0; c < p.f; c += kLanes) {
@@ -199,12 +200,14 @@ void pool(const Pool& p, const float* image, float* out, int8_t* places) {
         for (int j = 0; j < p.window_w; ++j, ++at) {
           const int64_t offset = from + (i * p.w + j) * p.f + c;
           const Vector here = *reinterpret_cast<const Vector*>(image + offset);
-          place = here > best ? Indices{} + at : place;
+          if constexpr (kWithPlaces) place = here > best ? Indices{} + at : place;
           best = here > best ? here : best;
         }
-      place = best > 0 ? place : Indices{} - 1;
       *reinterpret_cast<Vector*>(out + to + c) = best;
-      *reinterpret_cast<Bytes*>(places + to + c) = __builtin_convertvector(place, Bytes);
+      if constexpr (kWithPlaces) {
+        place = best > 0 ? place : Indices{} - 1;
+        *reinterpret_cast<Bytes*>(places + to + c) = __builtin_convertvector(place, Bytes);
+      }
     }
   });
 }
@@ -384,6 +387,7 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, In
 }
 
 // `conv`: height and width of the convolution's output. `window`: its sides, then its strides.
+// Places are left out if there is no room for them.
 ffi::Error pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints strides, Ints padding,
                               Ints conv, Ints window, Array images, Array kernel, Bias bias,
                               Result out, ffi::Result<Places> places) {
@@ -398,7 +402,10 @@ ffi::Error pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints strides
     for_share(s.n, task, tasks, [&](int64_t i) {
       const int64_t at = i * p.oh * p.ow * p.f;
       convolve(s, padded[i], kernel.typed_data(), bias.typed_data(), true, whole.data());
-      pool(p, whole.data(), out->typed_data() + at, places->typed_data() + at);
+      if (places->element_count())
+        pool<true>(p, whole.data(), out->typed_data() + at, places->typed_data() + at);
+      else
+        pool<false>(p, whole.data(), out->typed_data() + at, nullptr);
     });
   });
   return ffi::Error::Success();

@@ -187,8 +187,14 @@ class Pool(NamedTuple):
 
 
 def pooled_convolution(
-    images: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding, pool: Pool
-) -> tuple[jax.Array, jax.Array]:
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    padding: Padding,
+    pool: Pool,
+    *,
+    with_places: bool,
+) -> list[jax.Array]:
     """Convolution with strides of 1, bias, ReLU and max-pooling; the whole image stays in cache.
 
     Args:
@@ -197,6 +203,8 @@ def pooled_convolution(
       bias: as there.
       padding: of the convolution.
       pool: what follows it.
+      with_places: whether the second result is wanted, as it is for gradients; otherwise it is
+        empty.
 
     Returns:
       `[batch, out_height, out_width, features]` float32, and int8 of the same shape: where in its
@@ -204,7 +212,8 @@ def pooled_convolution(
     """
     whole = _out_shape(images.shape, kernel.shape[:2], (1, 1), padding, kernel.shape[3])
     shape = _out_shape(whole, *pool, ((0, 0), (0, 0)), whole[3])
-    out = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int8)]
+    places = shape if with_places else (0, 0, 0, 0)
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(places, jnp.int8)]
     return _call(
         "pooled_convolution", out, images, kernel, bias, padding=padding, pool=pool, whole=whole
     )

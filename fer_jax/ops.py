@@ -309,7 +309,11 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _pooled_conv(images, kernel, bias, padding, pool):
-    return _pooled_conv_forward(images, kernel, bias, padding, pool)[0]
+    def cpu(images, kernel, bias):
+        return native.pooled_convolution(images, kernel, bias, padding, pool, with_places=False)[0]
+
+    xla = functools.partial(_in_turn, padding=padding, pool=pool)
+    return lax.platform_dependent(images, kernel, bias, cpu=cpu, default=xla)
 
 
 def _in_turn(images, kernel, bias, padding, pool):
@@ -317,17 +321,15 @@ def _in_turn(images, kernel, bias, padding, pool):
 
 
 def _pooled_conv_forward(images, kernel, bias, padding, pool):
-    def default(images, kernel, bias):
+    def cpu(images, kernel, bias):
+        return native.pooled_convolution(images, kernel, bias, padding, pool, with_places=True)
+
+    def xla(images, kernel, bias):
         out = _in_turn(images, kernel, bias, padding, pool)
-        return out, jnp.zeros_like(out, jnp.int8)
+        return [out, jnp.zeros_like(out, jnp.int8)]
 
-    cpu = functools.partial(native.pooled_convolution, padding=padding, pool=pool)
-    out, places = lax.platform_dependent(images, kernel, bias, cpu=cpu, default=_listed(default))
+    out, places = lax.platform_dependent(images, kernel, bias, cpu=cpu, default=xla)
     return out, (images, kernel, bias, places)
-
-
-def _listed(function):
-    return lambda *arguments: list(function(*arguments))
 
 
 def _pooled_conv_backward(padding, pool, saved, grad):

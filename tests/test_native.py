@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 from test_ops import assert_equal_to_float64, conv, lax_conv, normal
 
 from fer_jax import native, ops
@@ -110,6 +111,18 @@ def test_where_the_relu_is_zero_no_gradient_passes():
 
         gradient = jax.grad(total)(image)[0, :, :, 0]
         np.testing.assert_array_equal(gradient, np.tile([[passes, 0], [0, 0]], (2, 2)))
+
+
+@needs_library
+def test_gradients_agree_with_finite_differences():
+    lhs, rhs = jnp.asarray(normal(2, 6, 6, 16)), jnp.asarray(0.1 * normal(3, 3, 16, 16))
+    bias = jnp.asarray(20 + normal(16))  # so large that no ReLU is near its edge
+    for f in (
+        lambda *xs: ops.conv_relu(*xs, (1, 1), "SAME"),
+        lambda *xs: ops.conv_relu_max_pool(*xs, "SAME", (1, 1), (2, 2)),
+        lambda lhs, rhs, bias: conv(lhs, rhs) + bias[None, None, None],
+    ):
+        check_grads(f, (lhs, rhs, bias), order=1, modes=["rev"], rtol=2e-2, eps=1e-2)
 
 
 @needs_library
