@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, record, steps
+from fer_jax import devices, native, record, steps
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset, Split
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
@@ -186,8 +186,8 @@ class _Measurement:
 
     def _count_bytes(self, compiled: Any) -> None:
         """Keeps the bytes that XLA says one step reads and writes, on one device."""
-        cost = compiled.cost_analysis() or {}
-        self.step_bytes = cost.get("bytes accessed")
+        if not native.available():  # XLA does not see into the library
+            self.step_bytes = (compiled.cost_analysis() or {}).get("bytes accessed")
 
     def _time(self, unit: Callable[[], None], wait: bool = True) -> list[float]:
         """Returns the seconds of units, one after another, at least 3 and for the time allowed."""
