@@ -235,7 +235,7 @@ def calibration_table(runs: Runs) -> str:
         errors = [statistics.calibration(*outcome).error for outcome in outcomes]
         cells = [over_seeds(row, "test", "accuracy"), records.spread(confidence)]
         cells += [records.spread(errors), over_seeds(row, "test", "loss"), str(len(row))]
-        rows.append([title(name), *cells])
+        rows.append([row_title(name, row), *cells])
     return markdown(header, rows)
 
 
@@ -281,16 +281,19 @@ def spread_table(runs: Runs) -> str:
         )
         deviation = f"{100 * np.std(values, ddof=1):.2f} points" if len(row) > 1 else "one seed"
         mean = f"{np.mean(values):.3f}"
-        rows.append([title(name), mean, len(row), deviation, f"{100 * error:.2f} points"])
+        cells = [mean, len(row), deviation, f"{100 * error:.2f} points"]
+        rows.append([row_title(name, row), *cells])
     return markdown(header, rows)
 
 
 class Pair(NamedTuple):
     """Two networks compared on the test images."""
 
-    names: tuple[str, str]
+    better: str  # experiment
+    worse: str
     found: statistics.Comparison
     adjusted: float  # p-value, adjusted for all pairs
+    agreeing: tuple[int, int]  # pairs of seeds in which the first is better, of how many
 
     @property
     def differs(self) -> bool:
@@ -300,33 +303,45 @@ class Pair(NamedTuple):
 
 def pairs(runs: Runs, names: Sequence[str]) -> list[Pair]:
     """Compares every two of the named networks, the lowest seed of each, on test."""
-    right = {name: records.is_right(records.main_row(runs[name])[0]) for name in names}
-    both = list(itertools.combinations(names, 2))
-    found = [statistics.compare(right[a], right[b]) for a, b in both]
+    right = {name: [records.is_right(r) for r in records.main_row(runs[name])] for name in names}
+    both = [
+        sorted(pair, key=lambda name: -right[name][0].mean())
+        for pair in itertools.combinations(names, 2)
+    ]
+    found = [statistics.compare(right[a][0], right[b][0]) for a, b in both]
     adjusted = statistics.holm([comparison.p for comparison in found])
-    return [Pair(*row) for row in zip(both, found, adjusted, strict=True)]
+    agreeing = [
+        [bool(x.mean() > y.mean()) for x, y in itertools.product(right[a], right[b])]
+        for a, b in both
+    ]
+    return [
+        Pair(a, b, comparison, p, (sum(agree), len(agree)))
+        for (a, b), comparison, p, agree in zip(both, found, adjusted, agreeing, strict=True)
+    ]
 
 
 def pairs_table(found: Sequence[Pair]) -> str:
     """Returns the paired comparisons, largest difference first."""
-    header = ("First", "Second", "Only first right", "Only second right", "Difference (points)")
-    header += ("95 % interval", "p, McNemar", "p, Holm", "Differ?")
+    header = ("Better here", "than", "Only the better right", "Only the other right")
+    header += ("Difference (points)", "95 % interval", "p, McNemar", "p, Holm", "Differ?")
+    header += ("Better in seed pairs",)
     rows = [
         [
-            *(title(pair.names[0]), title(pair.names[1])),
+            *(title(pair.better), title(pair.worse)),
             *(pair.found.only_first, pair.found.only_second),
-            f"{100 * pair.found.difference:+.2f}",
-            " to ".join(f"{100 * end:+.2f}" for end in pair.found.interval),
+            f"{100 * pair.found.difference:.2f}",
+            " to ".join(f"{100 * end:.2f}" for end in pair.found.interval),
             *(_p_value(pair.found.p), _p_value(pair.adjusted)),
             "yes" if pair.differs else "cannot be told",
+            "{} of {}".format(*pair.agreeing),
         ]
-        for pair in sorted(found, key=lambda pair: -abs(pair.found.difference))
+        for pair in sorted(found, key=lambda pair: -pair.found.difference)
     ]
-    return markdown(header, rows, text=(1,))
+    return markdown(header, rows, text=(1, 8))
 
 
 def _p_value(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def main_rows(runs: Runs) -> dict[str, list[Record]]:
@@ -341,3 +356,11 @@ def title(experiment: str) -> str:
         return TITLES[experiment]
     found = next((x for x in RELATED if x.experiment == experiment), None)
     return f"{found.network} ({found.work})" if found else experiment
+
+
+def row_title(experiment: str, row: list[Record]) -> str:
+    """Returns :func:`title`, with the epochs where a network has not been trained to the end."""
+    if all(map(records.is_complete, row)):
+        return title(experiment)
+    epochs = min(found["epochs_run"] for found in row)
+    return f"{title(experiment)}, {epochs} epoch{'s' * (epochs > 1)} only"
