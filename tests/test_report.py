@@ -1,5 +1,7 @@
 import base64
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,7 +159,7 @@ def test_a_file_that_is_half_written_is_refused(tmp_path):
 
 def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path):
     write(tmp_path, record(0), record(0))
-    with pytest.raises(ValueError, match=r"1\.json: a second record of seed 0 on the same device"):
+    with pytest.raises(ValueError, match=r"1\.json: a second record of seed 0 on a like device"):
         records.load_runs(tmp_path)
     write(tmp_path, record(0), record(1))
     other = record(1)
@@ -169,7 +171,7 @@ def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path):
 
 def test_records_are_found_below_the_folder_and_go_by_device_and_seed(tmp_path):
     (tmp_path / "gpu").mkdir()
-    write(tmp_path, record(1), record(0))
+    write(tmp_path, record(1), record(0, device=CPU | {"kind": "another"}))
     write(tmp_path / "gpu", record(0, device=GPU))
     found = records.load_runs(tmp_path)["arch02_bs96"]
     assert [(r["device"]["platform"], r["seed"]) for r in found] == [
@@ -181,7 +183,8 @@ def test_records_are_found_below_the_folder_and_go_by_device_and_seed(tmp_path):
     rows = [
         x for x in tables.paper_table({"arch02_bs96": found}).splitlines() if "`arch02_bs96`" in x
     ]
-    assert ["a processor, 2 cores" in rows[0], "a GPU" in rows[1]] == [True, True]
+    assert rows[0].endswith("| another, 2 cores; a processor, 2 cores |")
+    assert rows[1].endswith("| a GPU |")
 
 
 @pytest.mark.parametrize(
@@ -524,3 +527,20 @@ def test_copies_are_counted():
     assert found["between"]["valid, test"] == {"images": 1, "contradicted": 1}
     assert found["test_numbers"] == [100, 101, 102, 103]
     json.dumps(found)
+
+
+@pytest.mark.slow
+def test_a_data_set_on_the_command_line_asks_for_the_illustrated_page(data_dir, tmp_path):
+    run = subprocess.run(
+        [
+            *(sys.executable, report.ROOT / "launch.py", "--mode=report"),
+            *("--config.data.name=synthetic_faces", f"--config.data.data_dir={data_dir}"),
+            f"--workdir={tmp_path / 'page'}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "are not those of synthetic_faces" in run.stderr
+    assert "Traceback" not in run.stderr

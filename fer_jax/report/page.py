@@ -1,6 +1,7 @@
 """docs/reproduction.md, the same page as HTML, and README.md's tables, all made from records."""
 
 import json
+import os
 import re
 import urllib.parse
 from collections import defaultdict
@@ -182,12 +183,12 @@ def _time(sources: Sources, drawings: list[Drawing]) -> str:
     del drawings
     return f"""## Table 5: execution time
 
-The study gives hours "on a CPU" without the number of epochs. Ours are minutes of training, without
+The study gives hours on its CPU without the number of epochs. Ours are minutes of training, without
 compilation and validation: wall time, and core minutes, the processor time that the run itself
 used of all cores. Runs shared the machine with other work and were paused at times, which makes
 wall time longer than it need be and leaves core minutes nearly alone; two cores used fully give two
 core minutes a minute. Older records have wall time only. Times measured undisturbed are in
-[performance.md](performance.md).
+[performance.md](../docs/performance.md).
 
 {tables.time_table(sources.runs)}"""
 
@@ -533,8 +534,10 @@ def write(page: Page, folder: Path) -> None:
     for drawing in page.drawings:
         drawing.save(pictures)
     (pictures / _DATA).write_text(plotted(page))
-    (folder / "reproduction.md").write_text(page.markdown)
-    (folder / "reproduction.html").write_text(html(page.markdown, folder))
+    # Links lead from docs/; a page elsewhere has another way to the root.
+    text = page.markdown.replace("](../", f"]({os.path.relpath(ROOT, folder)}/")
+    (folder / "reproduction.md").write_text(text)
+    (folder / "reproduction.html").write_text(html(text, folder))
 
 
 def plotted(page: Page) -> str:

@@ -36,7 +36,7 @@ def paper_table(runs: Runs) -> str:
             cells = [NOT_MEASURED] + [""] * 7
             if row:
                 cells = [*_accuracies(row), str(len(row)), _best_epochs(row)]
-                cells += [records.training_time(row), records.device_name(row[0])]
+                cells += [records.training_time(row), records.devices(row)]
             rows.append([f"`{name}`", said, *cells])
     return markdown(header, rows, text=(1, 7, 9))
 
@@ -92,7 +92,7 @@ def time_table(runs: Runs) -> str:
                 epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
                 best = ", ".join(str(r["best_epoch"]) for r in row)
                 cells = [records.training_time(row), epochs, best, len(row)]
-                cells.append(records.device_name(row[0]))
+                cells.append(records.devices(row))
             rows.append([TITLES[name], f"{hours} h", *cells])
     return markdown(header, rows, text=(6,))
 
@@ -109,7 +109,7 @@ def crossing_table(runs: Runs) -> str:
         several = len(records.by_device(runs.get(name, []))) > 1
         for found in runs.get(name, []):
             best = max(row["valid/accuracy"] for row in found["history"])
-            device = f", {records.device_name(found)}" if several else ""
+            device = f", {records.devices([found])}" if several else ""
             rows.append(
                 [
                     f"`{name}`, seed {found['seed']}{device}",
@@ -180,7 +180,7 @@ def _related_cells(row: list[Record]) -> list[Any]:
         return ["", NOT_MEASURED] + [""] * 5
     epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
     endings = "; ".join(dict.fromkeys(records.ending(r) for r in row))
-    return [epochs, endings, records.device_name(row[0]), *_accuracies(row)[:3], len(row)]
+    return [epochs, endings, records.devices(row), *_accuracies(row)[:3], len(row)]
 
 
 @cache
@@ -199,7 +199,7 @@ def other_table(runs: Runs) -> str | None:
     rows = [
         [
             *(f"`{name}`", *_accuracies(row)[:3], len(row), _best_epochs(row)),
-            *(records.training_time(row), records.device_name(row[0])),
+            *(records.training_time(row), records.devices(row)),
         ]
         for name, found in runs.items()
         if name not in known
