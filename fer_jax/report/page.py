@@ -1,10 +1,13 @@
 """docs/reproduction.md, the same page as HTML, and README.md's tables, all made from records."""
 
 import json
+import os
 import re
 import urllib.parse
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,7 +103,8 @@ def build(sources: Sources) -> Page:
     ]
     titles = [section.split("\n", 1)[0].removeprefix("## ") for section in sections]
     contents = "\n".join(f"* [{title}](#{_anchor(title)})" for title in titles)
-    return Page("\n\n".join([_INTRODUCTION, contents, *sections]) + "\n", drawings)
+    text = "\n\n".join([_INTRODUCTION, _in_short(sources.runs), contents, *sections])
+    return Page(text + "\n", drawings)
 
 
 def _anchor(title: str) -> str:
@@ -119,6 +123,26 @@ kept, and test is opened once, for that epoch. Accuracy is top-1. *No duplicates
 test images whose pixels also stand in train. Where there are several seeds, numbers are mean ±
 standard deviation over them. What the study leaves open (optimiser, rate, epochs) is chosen in
 [`fer_jax/config.py`](../fer_jax/config.py)."""
+
+
+def _in_short(runs: Runs) -> str:
+    measured = [name for name in PAPER if runs.get(name)]
+    if not measured:
+        return f"In short: {NOT_MEASURED}."
+    passing = sum(
+        any(statistics.crossing(r["history"], PAPER[name][0]) for r in runs[name])
+        for name in measured
+    )
+    valid = max(row["valid/accuracy"] for n in measured for r in runs[n] for row in r["history"])
+    lowest = min(PAPER[name][0] for name in PAPER)
+    tested = [
+        fmean([r["metrics"]["test"]["accuracy"] for r in records.main_row(runs[name])])
+        for name in measured
+    ]
+    return f"""**In short.** Of the study's four networks {len(measured)} have a record here, and in
+{passing} of these the *running training* accuracy reaches the study's figure in the epochs run. On
+images that a network was not fitted on, valid accuracy is {valid:.3f} at best over all epochs of
+all runs; the study's lowest figure is {lowest:.3g}. On test the networks reach {_range(tested)}."""
 
 
 def _show(drawing: Drawing, drawings: list[Drawing]) -> str:
@@ -159,12 +183,12 @@ def _time(sources: Sources, drawings: list[Drawing]) -> str:
     del drawings
     return f"""## Table 5: execution time
 
-The study gives hours "on a CPU" without the number of epochs. Ours are minutes of training, without
+The study gives hours on its CPU without the number of epochs. Ours are minutes of training, without
 compilation and validation: wall time, and core minutes, the processor time that the run itself
 used of all cores. Runs shared the machine with other work and were paused at times, which makes
 wall time longer than it need be and leaves core minutes nearly alone; two cores used fully give two
 core minutes a minute. Older records have wall time only. Times measured undisturbed are in
-[performance.md](performance.md).
+[performance.md](../docs/performance.md).
 
 {tables.time_table(sources.runs)}"""
 
@@ -425,7 +449,8 @@ def _differences(sources: Sources, drawings: list[Drawing]) -> str:
 Two networks tested on the same images are compared by the images that just one of them gets right
 (McNemar's exact test), which is sharper than comparing two accuracies. Compared are the study's
 networks and the {BEST_RELATED} best of the related work by valid accuracy among those trained to
-the end, the lowest seed of each. Testing many pairs finds differences by chance; Holm's correction
+the end, the lowest seed of each; the last column says in how many pairs of their seeds the same one
+is better. Testing many pairs finds differences by chance; Holm's correction
 keeps the probability of even one such to 5 %.
 
 {tables.pairs_table(found)}
@@ -472,15 +497,13 @@ def _differences_verdict(found: Sequence[tables.Pair]) -> str:
             f"None of the {len(found)} differences is one that chance would not bring: as far as "
             "these test images and these runs tell, the networks are equally good."
         )
-    better = []
+    worse = defaultdict(list)
     for pair in clear:
-        first, second = (tables.title(name) for name in pair.names)
-        if pair.found.difference < 0:
-            first, second = second, first
-        better.append(f"* {first} is better than {second}")
+        worse[tables.title(pair.better)].append(tables.title(pair.worse))
+    lines = [f"* {better} is better than {'; '.join(others)}." for better, others in worse.items()]
     return (
-        f"Of {len(found)} pairs {len(clear)} differ by more than chance would bring; the others "
-        "cannot be told apart on these images. They are\n\n" + "\n".join(better)
+        f"Of {len(found)} differences {len(clear)} are larger than chance would bring; the other "
+        "networks cannot be told apart on these images.\n\n" + "\n".join(lines)
     )
 
 
@@ -511,8 +534,10 @@ def write(page: Page, folder: Path) -> None:
     for drawing in page.drawings:
         drawing.save(pictures)
     (pictures / _DATA).write_text(plotted(page))
-    (folder / "reproduction.md").write_text(page.markdown)
-    (folder / "reproduction.html").write_text(html(page.markdown, folder))
+    # Links lead from docs/; a page elsewhere has another way to the root.
+    text = page.markdown.replace("](../", f"]({os.path.relpath(ROOT, folder)}/")
+    (folder / "reproduction.md").write_text(text)
+    (folder / "reproduction.html").write_text(html(text, folder))
 
 
 def plotted(page: Page) -> str:
@@ -562,6 +587,7 @@ h1 { margin-top: 0.5em; }
 table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
 th, td { border: 1px solid #ccc; padding: 0.25em 0.6em; vertical-align: top; }
 th { background: #f2f2f2; }
+td[style*="right"] { white-space: nowrap; }
 img { display: block; width: 100%; min-width: 38rem; max-width: 50rem; }
 code { background: #f2f2f2; padding: 0 0.2em; }
 a { color: #0057a3; }

@@ -41,7 +41,12 @@ def load_runs(folder: Path = RUNS) -> Runs:
 
 
 def _order(found: Record) -> tuple[bool, str, int]:
-    return found["device"]["platform"] != "cpu", device_name(found), found["seed"]
+    return found["device"]["platform"] != "cpu", _row_of(found), found["seed"]
+
+
+def _row_of(found: Record) -> str:
+    """Names the row a record belongs in: CPUs of all kinds share one."""
+    return "cpu" if found["device"]["platform"] == "cpu" else _device_name(found)
 
 
 def _read(path: Path) -> Record:
@@ -67,10 +72,10 @@ def _read(path: Path) -> Record:
 
 
 def _check_same_row(path: Path, found: Record, other: Record) -> None:
-    if device_name(found) != device_name(other):
+    if _row_of(found) != _row_of(other):
         return
     if found["seed"] == other["seed"]:
-        raise ValueError(f"{path}: a second record of seed {found['seed']} on the same device")
+        raise ValueError(f"{path}: a second record of seed {found['seed']} on a like device")
     ours, theirs = _fields(found["config"]), _fields(other["config"])
     for name in sorted(set(ours) & set(theirs) - set(_FREE_FIELDS)):
         if ours[name] != theirs[name]:
@@ -91,10 +96,10 @@ def _fields(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_device(found: list[Record]) -> list[list[Record]]:
-    """Splits an experiment's records into rows of one device each, CPU first."""
+    """Splits an experiment's records into rows, all CPUs in the first, then each other device."""
     rows: dict[str, list[Record]] = defaultdict(list)
     for record in found:
-        rows[device_name(record)].append(record)
+        rows[_row_of(record)].append(record)
     return list(rows.values())
 
 
@@ -103,8 +108,12 @@ def main_row(found: list[Record]) -> list[Record]:
     return max(by_device(found), key=len, default=[])
 
 
-def device_name(found: Record) -> str:
-    """Returns such as `AMD EPYC, 2 cores` or `NVIDIA H200`."""
+def devices(row: list[Record]) -> str:
+    """Returns what a row's runs ran on, such as `AMD EPYC, 2 cores` or `NVIDIA H200`."""
+    return "; ".join(dict.fromkeys(map(_device_name, row)))
+
+
+def _device_name(found: Record) -> str:
     device = found["device"]
     if device["platform"] == "cpu":
         return f"{device['kind']}, {device['cpu_cores']} cores"

@@ -36,7 +36,7 @@ def paper_table(runs: Runs) -> str:
             cells = [NOT_MEASURED] + [""] * 7
             if row:
                 cells = [*_accuracies(row), str(len(row)), _best_epochs(row)]
-                cells += [records.training_time(row), records.device_name(row[0])]
+                cells += [records.training_time(row), records.devices(row)]
             rows.append([f"`{name}`", said, *cells])
     return markdown(header, rows, text=(1, 7, 9))
 
@@ -92,7 +92,7 @@ def time_table(runs: Runs) -> str:
                 epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
                 best = ", ".join(str(r["best_epoch"]) for r in row)
                 cells = [records.training_time(row), epochs, best, len(row)]
-                cells.append(records.device_name(row[0]))
+                cells.append(records.devices(row))
             rows.append([TITLES[name], f"{hours} h", *cells])
     return markdown(header, rows, text=(6,))
 
@@ -109,7 +109,7 @@ def crossing_table(runs: Runs) -> str:
         several = len(records.by_device(runs.get(name, []))) > 1
         for found in runs.get(name, []):
             best = max(row["valid/accuracy"] for row in found["history"])
-            device = f", {records.device_name(found)}" if several else ""
+            device = f", {records.devices([found])}" if several else ""
             rows.append(
                 [
                     f"`{name}`, seed {found['seed']}{device}",
@@ -180,7 +180,7 @@ def _related_cells(row: list[Record]) -> list[Any]:
         return ["", NOT_MEASURED] + [""] * 5
     epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
     endings = "; ".join(dict.fromkeys(records.ending(r) for r in row))
-    return [epochs, endings, records.device_name(row[0]), *_accuracies(row)[:3], len(row)]
+    return [epochs, endings, records.devices(row), *_accuracies(row)[:3], len(row)]
 
 
 @cache
@@ -199,7 +199,7 @@ def other_table(runs: Runs) -> str | None:
     rows = [
         [
             *(f"`{name}`", *_accuracies(row)[:3], len(row), _best_epochs(row)),
-            *(records.training_time(row), records.device_name(row[0])),
+            *(records.training_time(row), records.devices(row)),
         ]
         for name, found in runs.items()
         if name not in known
@@ -235,7 +235,7 @@ def calibration_table(runs: Runs) -> str:
         errors = [statistics.calibration(*outcome).error for outcome in outcomes]
         cells = [over_seeds(row, "test", "accuracy"), records.spread(confidence)]
         cells += [records.spread(errors), over_seeds(row, "test", "loss"), str(len(row))]
-        rows.append([title(name), *cells])
+        rows.append([row_title(name, row), *cells])
     return markdown(header, rows)
 
 
@@ -281,16 +281,19 @@ def spread_table(runs: Runs) -> str:
         )
         deviation = f"{100 * np.std(values, ddof=1):.2f} points" if len(row) > 1 else "one seed"
         mean = f"{np.mean(values):.3f}"
-        rows.append([title(name), mean, len(row), deviation, f"{100 * error:.2f} points"])
+        cells = [mean, len(row), deviation, f"{100 * error:.2f} points"]
+        rows.append([row_title(name, row), *cells])
     return markdown(header, rows)
 
 
 class Pair(NamedTuple):
     """Two networks compared on the test images."""
 
-    names: tuple[str, str]
+    better: str  # experiment
+    worse: str
     found: statistics.Comparison
     adjusted: float  # p-value, adjusted for all pairs
+    agreeing: tuple[int, int]  # pairs of seeds in which the first is better, of how many
 
     @property
     def differs(self) -> bool:
@@ -300,33 +303,45 @@ class Pair(NamedTuple):
 
 def pairs(runs: Runs, names: Sequence[str]) -> list[Pair]:
     """Compares every two of the named networks, the lowest seed of each, on test."""
-    right = {name: records.is_right(records.main_row(runs[name])[0]) for name in names}
-    both = list(itertools.combinations(names, 2))
-    found = [statistics.compare(right[a], right[b]) for a, b in both]
+    right = {name: [records.is_right(r) for r in records.main_row(runs[name])] for name in names}
+    both = [
+        sorted(pair, key=lambda name: -right[name][0].mean())
+        for pair in itertools.combinations(names, 2)
+    ]
+    found = [statistics.compare(right[a][0], right[b][0]) for a, b in both]
     adjusted = statistics.holm([comparison.p for comparison in found])
-    return [Pair(*row) for row in zip(both, found, adjusted, strict=True)]
+    agreeing = [
+        [bool(x.mean() > y.mean()) for x, y in itertools.product(right[a], right[b])]
+        for a, b in both
+    ]
+    return [
+        Pair(a, b, comparison, p, (sum(agree), len(agree)))
+        for (a, b), comparison, p, agree in zip(both, found, adjusted, agreeing, strict=True)
+    ]
 
 
 def pairs_table(found: Sequence[Pair]) -> str:
     """Returns the paired comparisons, largest difference first."""
-    header = ("First", "Second", "Only first right", "Only second right", "Difference (points)")
-    header += ("95 % interval", "p, McNemar", "p, Holm", "Differ?")
+    header = ("Better here", "than", "Only the better right", "Only the other right")
+    header += ("Difference (points)", "95 % interval", "p, McNemar", "p, Holm", "Differ?")
+    header += ("Better in seed pairs",)
     rows = [
         [
-            *(title(pair.names[0]), title(pair.names[1])),
+            *(title(pair.better), title(pair.worse)),
             *(pair.found.only_first, pair.found.only_second),
-            f"{100 * pair.found.difference:+.2f}",
-            " to ".join(f"{100 * end:+.2f}" for end in pair.found.interval),
+            f"{100 * pair.found.difference:.2f}",
+            " to ".join(f"{100 * end:.2f}" for end in pair.found.interval),
             *(_p_value(pair.found.p), _p_value(pair.adjusted)),
             "yes" if pair.differs else "cannot be told",
+            "{} of {}".format(*pair.agreeing),
         ]
-        for pair in sorted(found, key=lambda pair: -abs(pair.found.difference))
+        for pair in sorted(found, key=lambda pair: -pair.found.difference)
     ]
-    return markdown(header, rows, text=(1,))
+    return markdown(header, rows, text=(1, 8))
 
 
 def _p_value(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def main_rows(runs: Runs) -> dict[str, list[Record]]:
@@ -341,3 +356,11 @@ def title(experiment: str) -> str:
         return TITLES[experiment]
     found = next((x for x in RELATED if x.experiment == experiment), None)
     return f"{found.network} ({found.work})" if found else experiment
+
+
+def row_title(experiment: str, row: list[Record]) -> str:
+    """Returns :func:`title`, with the epochs where a network has not been trained to the end."""
+    if all(map(records.is_complete, row)):
+        return title(experiment)
+    epochs = min(found["epochs_run"] for found in row)
+    return f"{title(experiment)}, {epochs} epoch{'s' * (epochs > 1)} only"
