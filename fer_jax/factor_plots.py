@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,35 @@ _KEY = "a point for each run, a line through the means over seeds"
 _BETWEEN_SEEDS = 0.08  # of the distance of two levels, so that equal points are seen
 
 
+def drawn(frame: Frame) -> dict[str, Callable[[Frame], Any]]:
+    """Returns the figures that a table has enough runs for.
+
+    Args:
+      frame: from :func:`fer_jax.factor_table.load`.
+
+    Returns:
+      Name -> function from the table to a matplotlib figure: accuracy by factor, time by factor
+      and, where they were crossed, convolution layers with dropout. None before the base was run.
+    """
+    if frame.empty or "base" not in set(frame["run"]):
+        return {}
+    found = {"factors_accuracy": _draw_accuracy, "factors_time": _draw_time}
+    if any((a[0], b[0]) == ("conv_layers", "dropout") for a, b in crossed(frame)):
+        found["factors_interaction"] = _draw_interaction
+    return found
+
+
 def draw(frame: Frame, folder: Path) -> list[Path]:
-    """Draws the effects as SVG, the same bytes for the same table.
+    """Saves :func:`drawn` as SVG, the same bytes for the same table.
 
     Args:
       frame: from :func:`fer_jax.factor_table.load`.
       folder: where to; created if missing.
 
     Returns:
-      The files: accuracy by factor, time by factor and, where they were crossed, convolution
-      layers with dropout. None before the base was run.
+      The files.
     """
-    if frame.empty or "base" not in set(frame["run"]):
-        return []
-    figures = {"factors_accuracy": _draw_accuracy(frame), "factors_time": _draw_time(frame)}
-    if any((a[0], b[0]) == ("conv_layers", "dropout") for a, b in crossed(frame)):
-        figures["factors_interaction"] = _draw_interaction(frame)
-    return [_save(figure, folder / f"{name}.svg") for name, figure in figures.items()]
+    return [_save(make(frame), folder / f"{name}.svg") for name, make in drawn(frame).items()]
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fer_jax.design import label_of
 from fer_jax.effects import Effect, Fit, Frame, NotSeparable
-from fer_jax.factor_plots import draw
+from fer_jax.factor_plots import draw, drawn
 from fer_jax.factor_table import (
     ACCURACIES,
     NAMES,
@@ -24,7 +24,7 @@ from fer_jax.factor_table import (
     write_csv,
 )
 
-__all__ = ["draw", "load", "markdown", "verdict", "write_csv"]
+__all__ = ["draw", "drawn", "load", "markdown", "verdict", "write_csv"]
 
 # The paper's claims that a factor study can test: factor -> the claim.
 CLAIMS = {

@@ -21,6 +21,7 @@ from fer_jax.report.records import NOT_MEASURED, Record, Runs
 from fer_jax.study import ROOT, RUNS
 
 DOCS = ROOT / "docs"
+FACTORS = ROOT / "results" / "factors"  # records of the factor study
 BEST_RELATED = 3  # networks of the related work that are compared with the study's, pair by pair
 _DATA = "data.json"  # the numbers of all figures, beside them
 _SHEETS = ("arch01", "arch02_bs96", "arch03")  # the study's figures 9, 10, 11
@@ -39,6 +40,7 @@ class Sources(NamedTuple):
     runs: Runs
     copies: dict[str, Any] | None  # results/dataset.json
     faces: Faces
+    factors: Any = None  # table of the factor study, a pandas frame
 
 
 def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
@@ -57,7 +59,9 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
     ):
         counts = [r["dataset"]["count"]["test"] for rows in runs.values() for r in rows]
         names = [f"test image {i}" for i in range(max(counts, default=0))]
-    return Sources(runs, found, Faces(names))
+    from fer_jax import factors
+
+    return Sources(runs, found, Faces(names), factors.load(FACTORS))
 
 
 def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
@@ -98,6 +102,7 @@ def build(sources: Sources) -> Page:
             _mistakes,
             _label_noise,
             _differences,
+            _factors,
             _limits,
         )
     ]
@@ -507,6 +512,30 @@ def _differences_verdict(found: Sequence[tables.Pair]) -> str:
     )
 
 
+def _factors(sources: Sources, drawings: list[Drawing]) -> str:
+    from fer_jax import factors  # statsmodels takes a second to import
+
+    frame = sources.factors
+    if frame is None or frame.empty:
+        return f"## Which factors matter\n\n{NOT_MEASURED}"
+    rows = json.loads(frame.to_json(orient="records", double_precision=6))
+    shown = [
+        _show(Drawing(name, _FACTOR_ALTS[name], rows, lambda _, make=make: make(frame)), drawings)
+        for name, make in factors.drawn(frame).items()
+    ]
+    return "\n\n".join(["## Which factors matter", factors.markdown(frame), *shown])
+
+
+_FACTOR_ALTS = {
+    "factors_accuracy": "Accuracy against each factor of the study: running train, train, valid "
+    "and test. The tables above have the numbers.",
+    "factors_time": "Training time against each factor of the study. The tables above have the "
+    "numbers.",
+    "factors_interaction": "Accuracy with few and many convolution layers, each without and with "
+    "dropout. The tables above have the numbers.",
+}
+
+
 def _limits(sources: Sources, drawings: list[Drawing]) -> str:
     del sources, drawings
     return """## Limits
@@ -628,6 +657,10 @@ def write_docs() -> None:
     """
     sources = load()
     write(build(sources), DOCS)
+    if not sources.factors.empty:
+        from fer_jax import factors
+
+        factors.write_csv(sources.factors, FACTORS.with_suffix(".csv"))
     path = ROOT / "README.md"
     path.write_text(updated_readme(path.read_text(), sources.runs))
 
