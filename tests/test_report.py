@@ -219,7 +219,7 @@ def test_several_seeds_give_mean_and_deviation():
 
 def test_core_minutes_are_shown_where_every_record_has_them():
     timed = {"train": 60.0, "train_cpu": 90.0}
-    assert records.training_time([record(seconds=timed)]) == "1.0 min, 1.5 core-min"
+    assert records.training_time([record(seconds=timed)]) == "1.5 core-min"
     assert records.training_time([record(seconds=timed), record(1)]) == "1.8 min"
     assert records.training_time([record(seconds=timed, device=GPU)]) == "1.0 min"
 
