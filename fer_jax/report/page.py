@@ -188,11 +188,11 @@ def _time(sources: Sources, drawings: list[Drawing]) -> str:
     del drawings
     return f"""## Table 5: execution time
 
-The study gives hours on its CPU without the number of epochs. Ours are minutes of training, without
-compilation and validation: wall time, and core minutes, the processor time that the run itself
-used of all cores. Runs shared the machine with other work and were paused at times, which makes
-wall time longer than it need be and leaves core minutes nearly alone; two cores used fully give two
-core minutes a minute. Older records have wall time only. Times measured undisturbed are in
+The study gives hours on its CPU without the number of epochs. Ours is training, without compilation
+and validation. On a CPU it is in core minutes, the processor time that the run itself used of all
+cores, because runs shared the machine with other work and were paused at times; two cores used
+fully give two core minutes a minute. Records of GPUs have minutes by the clock.
+Times measured undisturbed are in
 [performance.md](../docs/performance.md).
 
 {tables.time_table(sources.runs)}"""
