@@ -27,7 +27,8 @@ log = logging.getLogger("fer_jax")
 
 SOURCE = Path(__file__).with_name("native.cc")
 CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-w", "-shared", "-fPIC")
+_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+_FLAGS = ("-O3", _PROCESSOR, "-std=c++17", "-w", "-shared", "-fPIC")
 _TARGETS = (
     "convolution",
     "kernel_gradient",
@@ -62,7 +63,7 @@ def available() -> bool:
     try:
         library = ctypes.CDLL(str(build(cache_folder())))
     except (NativeError, OSError) as error:
-        log.warning("Convolutions run in XLA alone, at about half the speed: %s", error)
+        log.warning("Convolutions run in XLA alone, at half to two thirds of the speed: %s", error)
         return False
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
@@ -95,6 +96,7 @@ def build(folder: Path) -> Path:
     told = (SOURCE.read_text(), *_FLAGS, compiler, version, jax.__version__, _processor())
     path = folder / f"native_{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
     if not path.exists():
+        log.info("Compiling convolutions for this processor, once")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -1,9 +1,14 @@
-"""Convolution and pooling: XLA's forward, gradients that are fast on a CPU.
+"""Convolution and pooling that are fast on a CPU, XLA's own elsewhere.
 
-What autodiff emits for the gradients of a convolution's kernel and of pooling is slow on XLA's CPU
-backend, so both are written by hand here and everything else is left to XLA. On any other platform
-the native gradients are used: :func:`jax.lax.platform_dependent` chooses inside the backward rule,
-so one traced program serves both. `docs/performance.md` has the measurements.
+XLA's CPU backend is slow at the gradients of a convolution's kernel and of pooling, and every
+activation goes through memory between two operations. In order, what an operation runs in is
+
+* :mod:`fer_jax.native`, in C++, if it is there and the number of channels fits;
+* XLA with gradients written by hand, on a CPU;
+* XLA with its own gradients, on any other platform: :func:`jax.lax.platform_dependent` chooses
+  inside the rules, so one traced program serves both.
+
+`docs/performance.md` has the measurements.
 """
 
 import functools

@@ -199,7 +199,7 @@ def test_what_the_library_does_not_take_runs_in_xla():
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"PATH": "/nowhere"}, "no C++ compiler"),
+        ({"PATH": "/nowhere", "CXX": "none"}, "no C++ compiler (none, c++"),
         ({"CXX": "/bin/false"}, "/bin/false fails"),
         ({"FER_JAX_CACHE": "/proc/nowhere"}, "cannot write in /proc/nowhere"),
         ({"FER_JAX_NATIVE": "0"}, ""),
