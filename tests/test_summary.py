@@ -80,3 +80,10 @@ def test_text_has_the_totals():
     assert "420,199" in text
     assert "running statistics: 0" in text
     assert "46 x 46 x 32" in text
+
+
+@pytest.mark.parametrize("name", ["arch01", "fathallah"])
+def test_the_type_of_activations_changes_no_count(name):
+    half = _model(name, dtype="bfloat16")
+    assert summary.flops(half) == summary.flops(_model(name))
+    assert summary.layer_table(half) == summary.layer_table(_model(name))

@@ -125,7 +125,7 @@ def format_table(model: nn.Module) -> str:
 
 def _conv_shape(module: ConvReluMaxPool, images: jax.Array) -> tuple[int, ...]:
     """Returns the shape of what a layer pools, for one image."""
-    kernel = module.variables["params"]["kernel"]
+    kernel = module.variables["params"]["kernel"].astype(images.dtype)
 
     def conv(images):
         numbers = ("NHWC", "HWIO", "NHWC")
