@@ -1,8 +1,10 @@
 """Convolution and max-pooling for XLA's CPU backend in C++ (`native.cc`).
 
 It is compiled on the machine that runs it, kept beside JAX's compilation cache, and called through
-XLA's foreign function interface (`jax.ffi`). Without a C++ compiler everything still works, in XLA
-alone and slower; `docs/performance.md` says by how much.
+XLA's foreign function interface (`jax.ffi`). Training with it is 1.5 to 1.9 times as fast as in XLA
+alone (results/cpu_peers.json), which still does everything where there is no C++ compiler. It can
+go when XLA:CPU's kernel gradients come near the rate of its matrix products (jax-ml/jax#12868 is
+about part of that) and when it keeps a convolution, its ReLU and its pooling in cache together.
 """
 
 import ctypes
