@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from fer_jax import config as config_lib
 from fer_jax import models, native
-from fer_jax.models import summary
+from fer_jax.models import layers, summary
 
 
 def _model(name, **changes):
@@ -87,3 +87,17 @@ def test_the_type_of_activations_changes_no_count(name):
     half = _model(name, dtype="bfloat16")
     assert summary.flops(half) == summary.flops(_model(name))
     assert summary.layer_table(half) == summary.layer_table(_model(name))
+
+
+def test_a_pooling_inside_a_part_of_a_network_has_that_parts_path():
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return layers.ConvReluMaxPool(16, (3, 3), name="conv1", pool_name="pool1")(images)
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return Part(name="part")(images)
+
+    assert [row.name for row in summary.layer_table(Whole())] == ["part/conv1", "part/pool1"]

@@ -51,7 +51,8 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
         kind = type(module).__name__
         if isinstance(module, ConvReluMaxPool):
             rows.append(LayerRow(name, "ConvRelu", _conv_shape(module, args[0]), size))
-            name, kind, size = f"{name.rpartition('/')[0]}{module.pool_name}", "MaxPool", 0
+            name = "/".join((*module.path[:-1], module.pool_name))
+            kind, size = "MaxPool", 0
         rows.append(LayerRow(name, kind, output.shape[1:], size))
         return output
 
