@@ -1,7 +1,8 @@
 """Trains like `launch.py`, and kills itself with SIGKILL where the last argument says.
 
 python killed_run.py CONFIG WORKDIR step:7     after step 7, before anything else happens
-python killed_run.py CONFIG WORKDIR save:8:20  20 ms after the checkpoint of step 8 is begun
+python killed_run.py CONFIG WORKDIR save:8:20  20 ms after the checkpoint of step 8 is begun, before
+                                               any step after it
 python killed_run.py CONFIG WORKDIR never
 """
 
@@ -37,6 +38,8 @@ def kill_during_save(number: int, delay_ms: int) -> None:
         if int(state.step) == number:
             threading.Timer(delay_ms / 1000, die).start()
         save(self, state, progress, score)
+        if int(state.step) == number:
+            threading.Event().wait()  # however fast steps are, none overtakes the kill
 
     checkpoint.Checkpointer.save = killed
 
