@@ -229,6 +229,58 @@ void unpool(const Pool& p, const float* grad, const int8_t* places, float* image
   });
 }
 
+// Depthwise 3x3 convolution with strides of 1 and SAME padding. A row of an image is one axis of
+// w * c numbers, on which a pixel's neighbours are c numbers away. `kernel` and `sums` are
+// [kTaps, w * c]: each channel's own filter, repeated for every pixel of a row.
+constexpr int kTaps = 9;
+
+// Calls visit(at, first) for vectors that cover [0, row). The last may overlap the one before it;
+// its lanes before `first` are then those done already.
+template <typename Visit>
+void for_vectors(int64_t row, const Visit& visit) {
+  for (int64_t x = 0; x < row; x += kLanes) {
+    const int64_t at = std::min(x, row - kLanes);
+    visit(at, x - at);
+  }
+}
+
+// Down a column of vectors, so that the filters, or the sums, stay in registers.
+template <typename Visit>
+inline void for_taps(const Shape& s, const float* image, const Visit& visit) {
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j)
+      visit(3 * i + j, *reinterpret_cast<const Vector*>(image + (i * s.w + j) * s.c));
+}
+
+void convolve_depthwise(const Shape& s, const float* image, const float* kernel, float* out) {
+  const int64_t row = s.ow * s.c;
+  for_vectors(row, [&](int64_t at, int64_t) {
+    Vector filter[kTaps][1];
+    load<kTaps, 1>(filter, kernel + at, row);
+    for (int64_t y = 0; y < s.oh; ++y) {
+      Vector sum = {};
+      for_taps(s, image + y * s.w * s.c + at,
+               [&](int tap, const Vector& pixel) { sum += pixel * filter[tap][0]; });
+      *reinterpret_cast<Vector*>(out + y * row + at) = sum;
+    }
+  });
+}
+
+void add_depthwise_gradient(const Shape& s, const float* image, const float* grad, float* sums) {
+  const int64_t row = s.ow * s.c;
+  for_vectors(row, [&](int64_t at, int64_t first) {
+    Vector sum[kTaps] = {};
+    for (int64_t y = 0; y < s.oh; ++y) {
+      const Vector given = *reinterpret_cast<const Vector*>(grad + y * row + at);
+      for_taps(s, image + y * s.w * s.c + at,
+               [&](int tap, const Vector& pixel) { sum[tap] += pixel * given; });
+    }
+    for (int tap = 0; tap < kTaps; ++tap)
+      for (int64_t lane = first; lane < kLanes; ++lane)
+        sums[tap * row + at + lane] += sum[tap][lane];
+  });
+}
+
 using Array = ffi::Buffer<ffi::F32, 4>;
 using Bias = ffi::Buffer<ffi::F32, 1>;
 using Places = ffi::Buffer<ffi::S8, 4>;
@@ -447,6 +499,52 @@ ffi::Error pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strid
   return ffi::Error::Success();
 }
 
+ffi::Error check_depthwise(const Shape& s, Ints kernel) {
+  if (s.kh != 3 || s.kw != 3 || kernel[2] != 1 || s.f != s.c || s.ow * s.c < kLanes ||
+      s.oh + 2 != s.h || s.ow + 2 != s.w)
+    return ffi::Error::InvalidArgument("fer_jax native depthwise convolution: shapes do not fit");
+  return ffi::Error::Success();
+}
+
+ffi::Error depthwise(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
+                     Array kernel, Result out) {
+  const Shape s = shape_of(images.dimensions(), out->dimensions(), kernel.dimensions(), strides,
+                           padding);
+  if (auto error = check_depthwise(s, kernel.dimensions()); error.failure()) return error;
+  const int64_t row = s.ow * s.c;
+  std::vector<float> repeated(kTaps * row);
+  for (int64_t i = 0; i < kTaps * row; ++i)
+    repeated[i] = kernel.typed_data()[i / row * s.c + i % s.c];
+  run_tasks(pool, tasks, [&](int64_t task) {
+    Images padded(s, images.typed_data());
+    for_share(s.n, task, tasks, [&](int64_t i) {
+      convolve_depthwise(s, padded[i], repeated.data(), out->typed_data() + i * s.oh * row);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides,
+                                     Ints padding, Array images, Array grad, Result kernel) {
+  const Shape s = shape_of(images.dimensions(), grad.dimensions(), kernel->dimensions(), strides,
+                           padding);
+  if (auto error = check_depthwise(s, kernel->dimensions()); error.failure()) return error;
+  const int64_t row = s.ow * s.c, size = kTaps * row;
+  std::vector<float> sums(tasks * size);
+  run_tasks(pool, tasks, [&](int64_t task) {
+    Images padded(s, images.typed_data());
+    for_share(s.n, task, tasks, [&](int64_t i) {
+      add_depthwise_gradient(s, padded[i], grad.typed_data() + i * s.oh * row,
+                             sums.data() + task * size);
+    });
+  });
+  std::memset(kernel->typed_data(), 0, kTaps * s.c * sizeof(float));
+  for (int64_t task = 0; task < tasks; ++task)
+    for (int64_t i = 0; i < size; ++i)
+      kernel->typed_data()[i / row * s.c + i % s.c] += sums[task * size + i];
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 #define SHARED                                                                             \
@@ -466,3 +564,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_kernel_gradient, pooled_kernel_grad
                               POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_image_gradient, pooled_image_gradient,
                               POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise, depthwise,
+                              SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise_kernel_gradient, depthwise_kernel_gradient,
+                              SHARED.Arg<Array>().Arg<Array>().Ret<Array>());

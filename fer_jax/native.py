@@ -37,6 +37,8 @@ _TARGETS = (
     "pooled_convolution",
     "pooled_kernel_gradient",
     "pooled_image_gradient",
+    "depthwise",
+    "depthwise_kernel_gradient",
 )
 
 
@@ -271,6 +273,34 @@ def pooled_image_gradient(
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (turned, grad, places)
     return _call("pooled_image_gradient", out, *arrays, padding=around, pool=pool, whole=whole)
+
+
+_SAME_3x3 = ((1, 1), (1, 1))
+
+
+def depthwise(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves each channel with its own 3x3 filter, strides of 1 and SAME padding.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, `CHANNELS` numbers in a row or more.
+      kernel: `[3, 3, 1, channels]` float32.
+
+    Returns:
+      `[batch, height, width, channels]` float32.
+    """
+    out = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    return _call("depthwise", out, images, kernel, padding=_SAME_3x3)
+
+
+def depthwise_kernel_gradient(images: jax.Array, grad: jax.Array) -> jax.Array:
+    """Returns the gradient of :func:`depthwise` by its kernel, `[3, 3, 1, channels]` float32.
+
+    Args:
+      images: as there.
+      grad: of its result.
+    """
+    out = jax.ShapeDtypeStruct((3, 3, 1, images.shape[3]), jnp.float32)
+    return _call("depthwise_kernel_gradient", out, images, grad, padding=_SAME_3x3)
 
 
 def _out_shape(images, window, strides, padding, features):

@@ -150,11 +150,11 @@ class LocalResponseNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises `[batch, height, width, channels]`."""
-        channels = x.shape[-1]
-        half = self.size // 2
-        padded = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (half, half)))
-        total = sum(padded[..., i : i + channels] for i in range(self.size))
-        return x * (self.bias + self.alpha * total) ** -self.beta
+        # A product with a band of ones sums over channels; shifted copies, and `**`, are slow on a
+        # CPU: AlexNet's step with them takes 1.35 times as long.
+        distance = jnp.abs(jnp.subtract.outer(*[jnp.arange(x.shape[-1])] * 2))
+        total = jnp.square(x) @ (distance <= self.size // 2).astype(x.dtype)
+        return x * jnp.exp(-self.beta * jnp.log(self.bias + self.alpha * total))
 
 
 class Resize(nn.Module):
