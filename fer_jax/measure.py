@@ -24,7 +24,7 @@ from fer_jax.data.arrays import Dataset, Split
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
 from fer_jax.models import BATCH_AXIS, IMAGE_SHAPE, create_model
-from fer_jax.models.summary import flops
+from fer_jax.models.summary import flops, parameter_counts
 from fer_jax.state import create_state
 
 MATMUL_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of square matrices
@@ -103,8 +103,10 @@ class _Measurement:
         self.train = self.dataset.splits["train"]
         self.batch_size = config.train.batch_size
         self.per_epoch = steps_per_epoch(len(self.train.labels), self.batch_size)
-        self.mesh = devices.create_mesh(config.train.devices, self.batch_size)
         self.model = create_model(config.model, axis_name=BATCH_AXIS)
+        self.mesh = devices.create_mesh(
+            config.train.devices, self.batch_size, parameter_counts(self.model)[0]
+        )
         tx = steps.create_optimizer(config, self.per_epoch)
         self.build = (self.model, tx, config, self.mesh)
         create = jax.jit(create_state, static_argnums=(0, 1))

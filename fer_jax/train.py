@@ -22,6 +22,7 @@ from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
 from fer_jax.models import BATCH_AXIS, create_model
+from fer_jax.models.summary import parameter_counts
 from fer_jax.progress import Progress
 from fer_jax.state import TrainState, create_state
 from fer_jax.stop import Interrupted, StopRequest
@@ -145,8 +146,12 @@ class _Run:
         self.resumed_at: list[int] = []
 
         before = self._read_before()
-        requested = before["devices"] if before and not config.train.devices else 0
-        self.mesh = devices.create_mesh(requested or config.train.devices, config.train.batch_size)
+        self.model = create_model(config.model, axis_name=BATCH_AXIS)
+        self.mesh = devices.create_mesh(
+            config.train.devices or (before["devices"] if before else 0),
+            config.train.batch_size,
+            parameter_counts(self.model)[0],
+        )
         self.arithmetic = {"devices": self.mesh.size, "convolutions": native.convolutions()}
         for name, value in self.arithmetic.items():
             if before and before[name] != value:
@@ -159,7 +164,6 @@ class _Run:
         if pipeline == "auto":
             pipeline = "stream" if self.platform == "cpu" else "resident"
         self.pipeline = pipeline
-        self.model = create_model(config.model, axis_name=BATCH_AXIS)
         self.evaluator = Evaluator(self.model, self.mesh, self.dataset, config.eval.batch_size)
         fresh = self._create_state()
         if config.train.start_from is not None:

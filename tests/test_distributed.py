@@ -122,9 +122,22 @@ def test_no_step_of_an_epoch_asks_the_host(config, dataset):
 
 def test_the_nearest_batches_that_divide_are_named():
     with pytest.raises(ValueError, match=r"100 does not divide over 8 .*1, 2, 4, 5.*96, 104"):
-        devices.choose_count(8, 100, 8, "gpu")
+        devices.choose_count(8, 100, 8, "gpu", 0)
     with pytest.raises(ValueError, match=r"batch sizes that 8 devices divide: 8$"):
-        devices.choose_count(8, 3, 8, "gpu")
+        devices.choose_count(8, 3, 8, "gpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("platform", "parameters", "count"),
+    [
+        ("cpu", 20_875_247, 2),  # Xception
+        ("cpu", 23_319_239, 1),  # AlexNet: each device would update all of them
+        ("gpu", 56_883_015, 2),
+    ],
+)
+def test_a_network_of_many_parameters_keeps_one_cpu_device(platform, parameters, count):
+    assert devices.choose_count(0, 96, 2, platform, parameters) == count
+    assert devices.choose_count(2, 96, 2, platform, parameters) == 2  # asked for, done
 
 
 @pytest.mark.parametrize("given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None)])
