@@ -4,7 +4,8 @@
     FER_JAX_NATIVE=0 python benchmarks/ops.py --output=results/cpu_ops_xla.json   # without C++
 
 Each of ours and autodiff's runs alone as a compiled function; the two take turns. A number is the
-fastest of `--repeats` calls, so that other work on the machine does not enter into it.
+fastest of `--repeats` calls, so that other work on the machine does not enter into it. How results
+round is measured too, against float64.
 """
 
 import functools
@@ -131,6 +132,21 @@ def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
+        "Root mean square error against float64, in millionths of the result's root mean square:",
+        "",
+        "| Layer | Forward | XLA | Image gradient | XLA | Kernel gradient | XLA |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in CONVOLUTIONS:
+        errors = found["layers"][name]["rounding"]
+        cells = [
+            f"{1e6 * errors[what + end]:.2f}"
+            for what in ("forward", "image_gradient", "kernel_gradient")
+            for end in ("", "_autodiff")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
         "| Convolution, ReLU, max-pool | Forward | without C++ | XLA | With gradients | "
         "without C++ | XLA |",
         "|---|---|---|---|---|---|---|",
@@ -182,7 +198,40 @@ def _convolution(layer, peak, side, channels, filters, kernel):
     rates = {name: round(1e3 * gflop / t, 1) for name, t in ms.items()}
     share = {name: round(rate / peak, 2) for name, rate in rates.items()}
     print(layer, *(f"{n} {ms[n]:.2f} ms {rates[n]:.0f} GFLOP/s {share[n]:.0%};" for n in ms))
-    return {"layer": layer, "ms": ms, "gflops_per_s": rates, "share_of_matmul": share}
+    errors = _rounding(calls, x, w, grad)
+    return {
+        "layer": layer,
+        "ms": ms,
+        "gflops_per_s": rates,
+        "share_of_matmul": share,
+        "rounding": errors,
+    }
+
+
+def _rounding(calls, x, w, grad):
+    """Root mean square error of each result by the root mean square of what it is in float64."""
+
+    def all_three(x, w, grad):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        conv = functools.partial(
+            lax.conv_general_dilated,
+            window_strides=(1, 1),
+            padding="VALID",
+            dimension_numbers=numbers,
+        )
+        out, vjp = jax.vjp(conv, x, w)
+        return out, *vjp(grad)
+
+    with jax.enable_x64(True):
+        exact = jax.jit(all_three)(*(jnp.asarray(a, jnp.float64) for a in (x, w, grad)))
+        exact = [np.asarray(a) for a in exact]
+    errors = {}
+    for name, call in calls.items():
+        kind = name.removesuffix("_autodiff")
+        reference = exact[("forward", "image_gradient", "kernel_gradient").index(kind)]
+        off = np.square(np.asarray(call()) - reference).mean() / np.square(reference).mean()
+        errors[name] = float(f"{np.sqrt(off):.2e}")
+    return errors
 
 
 def _fused(layer, side, channels, filters, kernel, window):

@@ -1,4 +1,4 @@
-"""Convolution and max-pooling for XLA's CPU backend in C++ (`native.cc`).
+"""Convolution and max-pooling for XLA's CPU backend in C++ (`cpp/`).
 
 It is compiled on the machine that runs it, kept beside JAX's compilation cache, and called through
 XLA's foreign function interface (`jax.ffi`). Training with it is 1.5 to 1.9 times as fast as in XLA
@@ -27,7 +27,7 @@ from jax import lax
 
 log = logging.getLogger("fer_jax")
 
-SOURCE = Path(__file__).with_name("native.cc")
+SOURCES = Path(__file__).with_name("cpp")
 CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
 _PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 _FLAGS = ("-O3", _PROCESSOR, "-std=c++17", "-w", "-shared", "-fPIC")
@@ -97,7 +97,8 @@ def build(folder: Path) -> Path:
     if compiler is None:
         raise NativeError(f"no C++ compiler ({', '.join(names)}) on the PATH")
     version = _output([compiler, "--version"])
-    told = (SOURCE.read_text(), *_FLAGS, compiler, version, jax.__version__, _processor())
+    source = [path.read_text() for path in sorted(SOURCES.iterdir())]
+    told = (*source, *_FLAGS, compiler, version, jax.__version__, _processor())
     path = folder / f"native_{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         log.info("Compiling convolutions for this processor, once")
@@ -105,7 +106,8 @@ def build(folder: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / path.name
-                _output([compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", made])
+                include = f"-I{jax.ffi.include_dir()}"
+                _output([compiler, *_FLAGS, include, str(SOURCES / "native.cc"), "-o", made])
                 made.replace(path)
         except OSError as error:
             raise NativeError(f"cannot write in {folder}: {error.strerror}") from error

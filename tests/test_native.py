@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh
@@ -76,6 +76,60 @@ def test_convolution_relu_and_pooling_in_one_equal_those_in_turn_in_float64(
 
     assert "fer_jax_pooled" in jax.jit(in_one).lower(lhs, rhs, rhs[0, 0, 0]).as_text()
     assert_equal_to_float64(in_one, in_turn, lhs, rhs, normal(features))
+
+
+@needs_library
+@settings(few_examples, max_examples=25)
+@given(
+    images=st.integers(1, 4),
+    size=st.tuples(st.integers(3, 30), st.integers(3, 30)),
+    channels=st.sampled_from([16, 32, 64]),
+    features=st.sampled_from([16, 32, 96]),
+    padding=st.sampled_from(["SAME", "VALID", ((1, 0), (2, 1))]),
+)
+@example(images=2, size=(26, 26), channels=64, features=64, padding="VALID")  # tiles of 4
+@example(images=3, size=(7, 5), channels=128, features=128, padding="SAME")  # tiles of 2
+@example(images=3, size=(3, 3), channels=16, features=32, padding="VALID")  # no tile pays
+def test_3x3_convolutions_which_have_fewer_multiplications_equal_lax_in_float64(
+    images, size, channels, features, padding
+):
+    assert_equal_to_float64(
+        lambda *xs: conv(*xs, (1, 1), padding),
+        lambda *xs: lax_conv(*xs, (1, 1), padding),
+        normal(images, *size, channels),
+        normal(3, 3, channels, features),
+    )
+
+
+@needs_library
+def test_3x3_convolutions_round_like_float32():
+    """Root mean square errors by the scale of the result; the definition's own are 3e-7 and 2e-6."""
+    lhs, rhs = normal(8, 46, 46, 32), normal(3, 3, 32, 32)  # in tiles of 4, which round most
+    cotangent = normal(8, 44, 44, 32)
+
+    def all_three(f, lhs, rhs, cotangent):
+        out, vjp = jax.vjp(f, lhs, rhs)
+        return out, *vjp(cotangent)
+
+    found = all_three(conv, *map(jnp.asarray, (lhs, rhs, cotangent)))
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(x, jnp.float64) for x in (lhs, rhs, cotangent)]
+        expected = [np.asarray(x) for x in all_three(lax_conv, *arrays)]
+    errors = [
+        np.sqrt(np.mean((x - y) ** 2) / np.mean(y**2)) for x, y in zip(found, expected, strict=True)
+    ]
+    assert max(errors[:2]) < 3e-6
+    assert errors[2] < 3e-5
+
+
+@needs_library
+def test_what_is_not_a_number_stays_so():
+    image, kernel = np.zeros((1, 18, 18, 16), np.float32), jnp.ones((3, 3, 16, 16))
+    image[0, 9, 9] = np.nan
+    for padding in ("VALID", "SAME"):
+        out = ops.conv_relu(jnp.asarray(image), kernel, jnp.zeros(16), (1, 1), padding)
+        assert np.isnan(out).any()
+    assert np.isnan(ops.conv_relu(jnp.asarray(image), kernel[:2], jnp.zeros(16))).any()
 
 
 @needs_library

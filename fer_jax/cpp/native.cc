@@ -1,10 +1,4 @@
 // Convolution and max-pooling for XLA's CPU backend, called through its foreign function interface.
-//
-// Convolution sums outer products in both directions: a short vector of numbers from the images
-// times a long one of output channels, kept in registers until it is whole. Arrays are float32 and
-// row-major: images [n, h, w, c], output [n, oh, ow, f], kernel [kh, kw, c, f], f a multiple of 16.
-// In a row of an image the kw * c numbers under a kernel's row lie side by side, so (kw, c) is one
-// axis here.
 
 #include <algorithm>
 #include <atomic>
@@ -13,142 +7,16 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <vector>
 
+#include "depthwise.h"
+#include "direct.h"
+#include "pool.h"
+#include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;  // numbers in a vector
-constexpr int kShort = 8;   // of the short vector: 8 x 2 sums and what feeds them fit in 32 registers
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-constexpr int kShort = 4;
-#else
-constexpr int kLanes = 4;
-constexpr int kShort = 4;
-#endif
-constexpr int kLong = 2;  // vectors in the long one
-constexpr int64_t kChunkBytes = 1 << 15;  // of images and gradient walked over again and again: L1
-
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
-typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1)));
-
-// h and w count the padding too; rows outside [top, bottom) are padding.
-struct Shape {
-  int64_t n, h, w, c, oh, ow, f, kh, kw, stride_h, stride_w, top, bottom, left;
-  int64_t real_w;
-};
-
-// sums[a][b] += short[a] * long[b], `count` times, each time a step further.
-template <int A, int B>
-inline void add_outer_products(const float* shorts, int64_t spread, int64_t short_step,
-                               const float* longs, int64_t long_step, int64_t count,
-                               Vector (&sums)[A][B]) {
-  for (int64_t i = 0; i < count; ++i) {
-    Vector long_[B];
-    for (int b = 0; b < B; ++b) long_[b] = *reinterpret_cast<const Vector*>(longs + b * kLanes);
-    for (int a = 0; a < A; ++a)
-      for (int b = 0; b < B; ++b) sums[a][b] += shorts[a * spread] * long_[b];
-    shorts += short_step;
-    longs += long_step;
-  }
-}
-
-template <int A, int B>
-inline void load(Vector (&sums)[A][B], const float* from, int64_t row) {
-  for (int a = 0; a < A; ++a)
-    for (int b = 0; b < B; ++b)
-      sums[a][b] = *reinterpret_cast<const Vector*>(from + a * row + b * kLanes);
-}
-
-template <int A, int B>
-inline void store(const Vector (&sums)[A][B], float* to, int64_t row) {
-  for (int a = 0; a < A; ++a)
-    for (int b = 0; b < B; ++b) *reinterpret_cast<Vector*>(to + a * row + b * kLanes) = sums[a][b];
-}
-
-// Calls tile.run<A, B>(a, b) so that the blocks [a, a + A) x [b, b + B * kLanes) cover the plane.
-template <int A, int B, typename Tile>
-void cover_row(int64_t a, int64_t features, const Tile& tile) {
-  int64_t b = 0;
-  for (; b + B * kLanes <= features; b += B * kLanes) tile.template run<A, B>(a, b);
-  if constexpr (B > 1)
-    for (; b < features; b += kLanes) tile.template run<A, 1>(a, b);
-}
-
-template <int A, typename Tile>
-void cover(int64_t from, int64_t to, int64_t features, const Tile& tile) {
-  for (; from + A <= to; from += A) cover_row<A, kLong>(from, features, tile);
-  if constexpr (A > 1)
-    if (from < to) cover<A - 1>(from, to, features, tile);
-}
-
-// One block of a kernel's row, over a few rows of an image.
-struct GradientTile {
-  const Shape& s;
-  const float *image, *grad;  // where the rows begin
-  float* kernel_row;
-  int64_t rows;
-
-  template <int A, int B>
-  void run(int64_t a, int64_t b) const {
-    Vector sums[A][B];
-    load<A, B>(sums, kernel_row + a * s.f + b, s.f);
-    for (int64_t y = 0; y < rows; ++y)
-      add_outer_products<A, B>(image + y * s.stride_h * s.w * s.c + a, 1, s.stride_w * s.c,
-                               grad + y * s.ow * s.f + b, s.f, s.ow, sums);
-    store<A, B>(sums, kernel_row + a * s.f + b, s.f);
-  }
-};
-
-void add_kernel_gradient(const Shape& s, const float* image, const float* grad, float* kernel) {
-  const int64_t row_bytes = 4 * (s.w * s.c * s.stride_h + s.ow * s.f);
-  const int64_t rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 1, s.oh);
-  for (int64_t y = 0; y < s.oh; y += rows)
-    for (int64_t i = 0; i < s.kh; ++i) {
-      GradientTile tile{s, image + (y * s.stride_h + i) * s.w * s.c, grad + y * s.ow * s.f,
-                        kernel + i * s.kw * s.c * s.f, std::min(rows, s.oh - y)};
-      cover<kShort>(0, s.kw * s.c, s.f, tile);
-    }
-}
-
-// A few positions of an output row: the short vector goes over positions.
-struct ForwardTile {
-  const Shape& s;
-  const float *image, *kernel, *bias;  // the image from the output row's first row on
-  bool relu;
-  float* out_row;
-  int64_t first, last;  // rows of the kernel that do not lie on padding
-
-  template <int A, int B>
-  void run(int64_t a, int64_t b) const {
-    Vector sums[A][B];
-    load<A, B>(sums, bias + b, 0);
-    const int64_t step = s.stride_w * s.c;
-    for (int64_t i = first; i < last; ++i)
-      add_outer_products<A, B>(image + i * s.w * s.c + a * step, step, 1,
-                               kernel + i * s.kw * s.c * s.f + b, s.f, s.kw * s.c, sums);
-    if (relu)
-      for (auto& row : sums)
-        for (Vector& sum : row) sum = sum > 0 ? sum : Vector{};
-    store<A, B>(sums, out_row + a * s.f + b, s.f);
-  }
-};
-
-void convolve(const Shape& s, const float* image, const float* kernel, const float* bias, bool relu,
-              float* out) {
-  for (int64_t y = 0; y < s.oh; ++y) {
-    const int64_t row = y * s.stride_h;
-    ForwardTile tile{s, image + row * s.w * s.c, kernel, bias, relu, out + y * s.ow * s.f,
-                     std::max<int64_t>(0, s.top - row), std::min(s.kh, s.bottom - row)};
-    cover<kShort>(0, s.ow, s.f, tile);
-  }
-}
 
 // Runs work(0) ... work(tasks - 1) on this thread and the pool's. This thread takes tasks too, so
 // that it ends even if every thread of the pool waits in here.
@@ -173,112 +41,6 @@ void run_tasks(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
   take();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->changed.wait(lock, [&] { return progress->done == tasks; });
-}
-
-// Max-pooling without padding of [h, w, f] to [oh, ow, f].
-struct Pool {
-  int64_t h, w, f, oh, ow, window_h, window_w, stride_h, stride_w;
-
-  // Calls visit(offset of the output's first channel, offset of the window's) for every window.
-  template <typename Visit>
-  void for_windows(const Visit& visit) const {
-    for (int64_t y = 0; y < oh; ++y)
-      for (int64_t x = 0; x < ow; ++x)
-        visit((y * ow + x) * f, (y * stride_h * w + x * stride_w) * f);
-  }
-};
-
-// Also tells the place in its window of each maximum, row by row; -1 if it is not positive, because
-// then the ReLU before the pool lets no gradient pass.
-template <bool kWithPlaces>
-void pool(const Pool& p, const float* image, float* out, int8_t* places) {
-  p.for_windows([&](int64_t to, int64_t from) {
-    for (int64_t c = 0; c < p.f; c += kLanes) {
-      Vector best = *reinterpret_cast<const Vector*>(image + from + c);
-      Indices place = {};
-      for (int i = 0, at = 0; i < p.window_h; ++i)
-        for (int j = 0; j < p.window_w; ++j, ++at) {
-          const int64_t offset = from + (i * p.w + j) * p.f + c;
-          const Vector here = *reinterpret_cast<const Vector*>(image + offset);
-          if constexpr (kWithPlaces) place = here > best ? Indices{} + at : place;
-          best = here > best ? here : best;
-        }
-      *reinterpret_cast<Vector*>(out + to + c) = best;
-      if constexpr (kWithPlaces) {
-        place = best > 0 ? place : Indices{} - 1;
-        *reinterpret_cast<Bytes*>(places + to + c) = __builtin_convertvector(place, Bytes);
-      }
-    }
-  });
-}
-
-// Adds each output's gradient where its maximum stood; image rows are `pitch` numbers apart.
-void unpool(const Pool& p, const float* grad, const int8_t* places, float* image, int64_t pitch) {
-  p.for_windows([&](int64_t from, int64_t to) {
-    float* window = image + to / (p.w * p.f) * pitch + to % (p.w * p.f);
-    for (int64_t c = 0; c < p.f; c += kLanes) {
-      const Vector given = *reinterpret_cast<const Vector*>(grad + from + c);
-      const Indices place =
-          __builtin_convertvector(*reinterpret_cast<const Bytes*>(places + from + c), Indices);
-      for (int i = 0, at = 0; i < p.window_h; ++i)
-        for (int j = 0; j < p.window_w; ++j, ++at) {
-          Vector& sum = *reinterpret_cast<Vector*>(window + i * pitch + j * p.f + c);
-          sum += place == at ? given : Vector{};
-        }
-    }
-  });
-}
-
-// Depthwise 3x3 convolution with strides of 1 and SAME padding. A row of an image is one axis of
-// w * c numbers, on which a pixel's neighbours are c numbers away. `kernel` and `sums` are
-// [kTaps, w * c]: each channel's own filter, repeated for every pixel of a row.
-constexpr int kTaps = 9;
-
-// Calls visit(at, first) for vectors that cover [0, row). The last may overlap the one before it;
-// its lanes before `first` are then those done already.
-template <typename Visit>
-void for_vectors(int64_t row, const Visit& visit) {
-  for (int64_t x = 0; x < row; x += kLanes) {
-    const int64_t at = std::min(x, row - kLanes);
-    visit(at, x - at);
-  }
-}
-
-// Down a column of vectors, so that the filters, or the sums, stay in registers.
-template <typename Visit>
-inline void for_taps(const Shape& s, const float* image, const Visit& visit) {
-  for (int i = 0; i < 3; ++i)
-    for (int j = 0; j < 3; ++j)
-      visit(3 * i + j, *reinterpret_cast<const Vector*>(image + (i * s.w + j) * s.c));
-}
-
-void convolve_depthwise(const Shape& s, const float* image, const float* kernel, float* out) {
-  const int64_t row = s.ow * s.c;
-  for_vectors(row, [&](int64_t at, int64_t) {
-    Vector filter[kTaps][1];
-    load<kTaps, 1>(filter, kernel + at, row);
-    for (int64_t y = 0; y < s.oh; ++y) {
-      Vector sum = {};
-      for_taps(s, image + y * s.w * s.c + at,
-               [&](int tap, const Vector& pixel) { sum += pixel * filter[tap][0]; });
-      *reinterpret_cast<Vector*>(out + y * row + at) = sum;
-    }
-  });
-}
-
-void add_depthwise_gradient(const Shape& s, const float* image, const float* grad, float* sums) {
-  const int64_t row = s.ow * s.c;
-  for_vectors(row, [&](int64_t at, int64_t first) {
-    Vector sum[kTaps] = {};
-    for (int64_t y = 0; y < s.oh; ++y) {
-      const Vector given = *reinterpret_cast<const Vector*>(grad + y * row + at);
-      for_taps(s, image + y * s.w * s.c + at,
-               [&](int tap, const Vector& pixel) { sum[tap] += pixel * given; });
-    }
-    for (int tap = 0; tap < kTaps; ++tap)
-      for (int64_t lane = first; lane < kLanes; ++lane)
-        sums[tap * row + at + lane] += sum[tap][lane];
-  });
 }
 
 using Array = ffi::Buffer<ffi::F32, 4>;
@@ -317,14 +79,14 @@ int64_t image_size(const Shape& s) { return (s.bottom - s.top) * s.real_w * s.c;
 // Room for one image with its padding, zero to begin with.
 class Padded {
  public:
-  explicit Padded(const Shape& s) : s_(s), numbers_(s.h * s.w * s.c) {}
+  explicit Padded(const Shape& s) : s_(s), numbers_(Room::zeros(s.h * s.w * s.c)) {}
 
-  float* row(int64_t y) { return &numbers_[((s_.top + y) * s_.w + s_.left) * s_.c]; }
+  float* row(int64_t y) { return numbers_.data() + ((s_.top + y) * s_.w + s_.left) * s_.c; }
   const float* data() const { return numbers_.data(); }
 
  private:
   Shape s_;
-  std::vector<float> numbers_;
+  Room numbers_;
 };
 
 // Hands out the images of a batch with their padding; each task has its own.
@@ -378,23 +140,79 @@ void for_share(int64_t images, int64_t task, int64_t tasks, const Work& work) {
   for (int64_t i = images * task / tasks; i < images * (task + 1) / tasks; ++i) work(i);
 }
 
+// A kernel made ready for the images of a batch, for the fastest of the ways to convolve.
+class Kernel {
+ public:
+  Kernel(const Shape& s, const float* kernel)
+      : s_(s), kernel_(kernel), tile_(best_tile(s)),
+        points_(tile_ ? (tile_ + 2) * (tile_ + 2) * s.c * s.f : 0) {
+    if (tile_ == 2) kernel_to_points<2>(s, kernel, points_.data());
+    if (tile_ == 4) kernel_to_points<4>(s, kernel, points_.data());
+  }
+
+  // Convolves a task's share of a batch. Each result goes to room(i); done(i) is called when it is
+  // whole, before room(i + 1) is written to.
+  template <typename Images, typename Room, typename Done>
+  void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
+                const Room& room, const Done& done) const {
+    const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
+    const float* points = points_.data();
+    if (tile_ == 2)
+      convolve_by_points<2>(s_, images, begin, end, points, bias, relu, room, done);
+    else if (tile_ == 4)
+      convolve_by_points<4>(s_, images, begin, end, points, bias, relu, room, done);
+    else
+      for (int64_t i = begin; i < end; ++i) {
+        ::convolve(s_, images[i], kernel_, bias, relu, room(i));
+        done(i);
+      }
+  }
+
+ private:
+  const Shape& s_;
+  const float* kernel_;
+  int tile_;
+  Room points_;
+};
+
 // make_grads() -> something that hands out an image's gradient.
-template <typename MakeGrads>
-void sum_kernel_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
-                          const MakeGrads& make_grads, float* total) {
-  const int64_t size = s.kh * s.kw * s.c * s.f;
+template <typename Gradients, typename MakeGrads>
+void sum_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+                   const MakeGrads& make_grads, float* total) {
+  const int64_t size = Gradients::size(s);
   // Each task sums on its own; the sums are then added in order, so that a repeat gives equal bits.
-  std::vector<float> others((tasks - 1) * size);
+  Room others((tasks - 1) * size);
   run_tasks(pool, tasks, [&](int64_t task) {
     float* sum = task ? others.data() + (task - 1) * size : total;
     std::memset(sum, 0, size * sizeof(float));
     Images padded(s, images);
     auto grads = make_grads();
-    for_share(s.n, task, tasks,
-              [&](int64_t i) { add_kernel_gradient(s, padded[i], grads[i], sum); });
+    Gradients gradients(s, sum);
+    for_share(s.n, task, tasks, [&](int64_t i) { gradients.add(padded[i], grads[i]); });
+    gradients.finish();
   });
   for (int64_t task = 1; task < tasks; ++task)
-    for (int64_t i = 0; i < size; ++i) total[i] += others[(task - 1) * size + i];
+    for (int64_t i = 0; i < size; ++i) total[i] += others.data()[(task - 1) * size + i];
+}
+
+template <int M, typename MakeGrads>
+void sum_points_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+                          const MakeGrads& make_grads, float* total) {
+  Room points(PointsGradients<M>::size(s));
+  sum_gradients<PointsGradients<M>>(pool, tasks, s, images, make_grads, points.data());
+  points_to_kernel<M>(s, points.data(), total);
+}
+
+template <typename MakeGrads>
+void sum_kernel_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+                          const MakeGrads& make_grads, float* total) {
+  const int tile = best_tile(s);
+  if (tile == 2)
+    sum_points_gradients<2>(pool, tasks, s, images, make_grads, total);
+  else if (tile == 4)
+    sum_points_gradients<4>(pool, tasks, s, images, make_grads, total);
+  else
+    sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
 }
 
 struct Rows {  // gradients as they are
@@ -418,12 +236,11 @@ ffi::Error convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints p
   const Shape s = shape_of(images.dimensions(), out->dimensions(), kernel.dimensions(), strides,
                            padding);
   if (auto error = check(s); error.failure()) return error;
+  const Kernel ready(s, kernel.typed_data());
   run_tasks(pool, tasks, [&](int64_t task) {
-    Images padded(s, images.typed_data());
-    for_share(s.n, task, tasks, [&](int64_t i) {
-      convolve(s, padded[i], kernel.typed_data(), bias.typed_data(), relu,
-               out->typed_data() + i * s.oh * s.ow * s.f);
-    });
+    const auto room = [&](int64_t i) { return out->typed_data() + i * s.oh * s.ow * s.f; };
+    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), relu, room,
+                   [](int64_t) {});
   });
   return ffi::Error::Success();
 }
@@ -448,17 +265,18 @@ ffi::Error pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints strides
                            padding);
   if (auto error = check(s); error.failure()) return error;
   const Pool p = pool_of(s, out->dimensions(), window);
+  const Kernel ready(s, kernel.typed_data());
   run_tasks(pool_, tasks, [&](int64_t task) {
-    Images padded(s, images.typed_data());
-    std::vector<float> whole(s.oh * s.ow * s.f);
-    for_share(s.n, task, tasks, [&](int64_t i) {
+    Room whole(s.oh * s.ow * s.f);
+    const auto done = [&](int64_t i) {
       const int64_t at = i * p.oh * p.ow * p.f;
-      convolve(s, padded[i], kernel.typed_data(), bias.typed_data(), true, whole.data());
       if (places->element_count())
         pool<true>(p, whole.data(), out->typed_data() + at, places->typed_data() + at);
       else
         pool<false>(p, whole.data(), out->typed_data() + at, nullptr);
-    });
+    };
+    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), true,
+                   [&](int64_t) { return whole.data(); }, done);
   });
   return ffi::Error::Success();
 }
@@ -488,13 +306,12 @@ ffi::Error pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strid
                            padding);
   if (auto error = check(s); error.failure()) return error;
   const Pool p = pool_behind(s, grad.dimensions(), window);
-  const std::vector<float> no_bias(s.f);
+  const Room no_bias = Room::zeros(s.f);
+  const Kernel ready(s, kernel.typed_data());
   run_tasks(pool, tasks, [&](int64_t task) {
-    Unpooled whole(s, p, grad.typed_data(), places.typed_data());
-    for_share(s.n, task, tasks, [&](int64_t i) {
-      convolve(s, whole[i], kernel.typed_data(), no_bias.data(), false,
-               image_grad->typed_data() + i * s.oh * s.ow * s.f);
-    });
+    const auto room = [&](int64_t i) { return image_grad->typed_data() + i * s.oh * s.ow * s.f; };
+    ready.convolve(task, tasks, Unpooled(s, p, grad.typed_data(), places.typed_data()),
+                   no_bias.data(), false, room, [](int64_t) {});
   });
   return ffi::Error::Success();
 }
@@ -512,9 +329,9 @@ ffi::Error depthwise(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints pad
                            padding);
   if (auto error = check_depthwise(s, kernel.dimensions()); error.failure()) return error;
   const int64_t row = s.ow * s.c;
-  std::vector<float> repeated(kTaps * row);
+  Room repeated(kTaps * row);
   for (int64_t i = 0; i < kTaps * row; ++i)
-    repeated[i] = kernel.typed_data()[i / row * s.c + i % s.c];
+    repeated.data()[i] = kernel.typed_data()[i / row * s.c + i % s.c];
   run_tasks(pool, tasks, [&](int64_t task) {
     Images padded(s, images.typed_data());
     for_share(s.n, task, tasks, [&](int64_t i) {
@@ -530,7 +347,7 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints s
                            padding);
   if (auto error = check_depthwise(s, kernel->dimensions()); error.failure()) return error;
   const int64_t row = s.ow * s.c, size = kTaps * row;
-  std::vector<float> sums(tasks * size);
+  Room sums = Room::zeros(tasks * size);
   run_tasks(pool, tasks, [&](int64_t task) {
     Images padded(s, images.typed_data());
     for_share(s.n, task, tasks, [&](int64_t i) {
@@ -541,7 +358,7 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints s
   std::memset(kernel->typed_data(), 0, kTaps * s.c * sizeof(float));
   for (int64_t task = 0; task < tasks; ++task)
     for (int64_t i = 0; i < size; ++i)
-      kernel->typed_data()[i / row * s.c + i % s.c] += sums[task * size + i];
+      kernel->typed_data()[i / row * s.c + i % s.c] += sums.data()[task * size + i];
   return ffi::Error::Success();
 }
 

@@ -1,0 +1,111 @@
+// Vectors of floats, and sums of outer products of two: all that convolutions are made of.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+namespace {
+
+// Arrays are float32 and row-major: images [n, h, w, c], output [n, oh, ow, f], kernel
+// [kh, kw, c, f], f a multiple of 16.
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;  // numbers in a vector
+constexpr int kShort = 8;   // of the short vector: 8 x 2 sums and their input fit in 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kShort = 4;
+#else
+constexpr int kLanes = 4;
+constexpr int kShort = 4;
+#endif
+constexpr int kLong = 2;  // vectors in the long one
+
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t))));
+// The same anywhere in memory.
+typedef float Stored __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1)));
+
+inline Stored& vector_at(float* numbers, int64_t offset) {
+  return *reinterpret_cast<Stored*>(numbers + offset);
+}
+inline const Stored& vector_at(const float* numbers, int64_t offset) {
+  return *reinterpret_cast<const Stored*>(numbers + offset);
+}
+
+// A convolution. h and w count the padding too; rows outside [top, bottom) are padding.
+struct Shape {
+  int64_t n, h, w, c, oh, ow, f, kh, kw, stride_h, stride_w, top, bottom, left;
+  int64_t real_w;
+};
+
+// sums[a][b] += short[a] * long[b], `count` times, each time a step further.
+template <int A, int B>
+inline void add_outer_products(const float* shorts, int64_t spread, int64_t short_step,
+                               const float* longs, int64_t long_step, int64_t count,
+                               Vector (&sums)[A][B]) {
+  for (int64_t i = 0; i < count; ++i) {
+    Vector long_[B];
+    for (int b = 0; b < B; ++b) long_[b] = vector_at(longs, b * kLanes);
+    for (int a = 0; a < A; ++a)
+      for (int b = 0; b < B; ++b) sums[a][b] += shorts[a * spread] * long_[b];
+    shorts += short_step;
+    longs += long_step;
+  }
+}
+
+template <int A, int B>
+inline void load(Vector (&sums)[A][B], const float* from, int64_t row) {
+  for (int a = 0; a < A; ++a)
+    for (int b = 0; b < B; ++b) sums[a][b] = vector_at(from, a * row + b * kLanes);
+}
+
+template <int A, int B>
+inline void store(const Vector (&sums)[A][B], float* to, int64_t row) {
+  for (int a = 0; a < A; ++a)
+    for (int b = 0; b < B; ++b) vector_at(to, a * row + b * kLanes) = sums[a][b];
+}
+
+// Calls tile.run<A, B>(a, b) so that the blocks [a, a + A) x [b, b + B * kLanes) cover the plane.
+template <int A, int B, typename Tile>
+void cover_row(int64_t a, int64_t features, const Tile& tile) {
+  int64_t b = 0;
+  for (; b + B * kLanes <= features; b += B * kLanes) tile.template run<A, B>(a, b);
+  if constexpr (B > 1)
+    for (; b < features; b += kLanes) tile.template run<A, 1>(a, b);
+}
+
+template <int A, typename Tile>
+void cover(int64_t from, int64_t to, int64_t features, const Tile& tile) {
+  for (; from + A <= to; from += A) cover_row<A, kLong>(from, features, tile);
+  if constexpr (A > 1)
+    if (from < to) cover<A - 1>(from, to, features, tile);
+}
+
+// Room for `count` numbers, which are anything to begin with. It starts where a cache line does: a
+// vector that lies in two lines takes twice as long to load.
+class Room {
+ public:
+  explicit Room(int64_t count) : lines_(new Line[(count + kLine - 1) / kLine]) {}
+
+  static Room zeros(int64_t count) {
+    Room room(count);
+    std::fill_n(room.data(), count, 0);
+    return room;
+  }
+
+  float* data() { return lines_[0].numbers; }
+  const float* data() const { return lines_[0].numbers; }
+
+ private:
+  static constexpr int64_t kLine = 16;
+  struct alignas(kLine * sizeof(float)) Line {
+    float numbers[kLine];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
+
+}  // namespace

@@ -1,0 +1,391 @@
+// 3x3 convolution with strides of 1 by Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray,
+// "Fast Algorithms for Convolutional Neural Networks", 2015).
+//
+// The output is cut into tiles of m x m. With g a filter and d the part of an image behind a tile,
+// m + 2 wide, the tile is A' [(G g G') * (B' d B)] A, the product taken element by element and
+// summed over channels: (m + 2)^2 multiplications where the definition has 9 m^2, 16 for 36 with
+// m = 2, 36 for 144 with m = 4. For each of these `points` that sum is a product of matrices,
+// [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that.
+
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+// The transforms of vectors for tiles of M.
+template <int M>
+struct Filtering;
+
+template <>
+struct Filtering<2> {
+  static void image(const Vector* d, Vector* to) {  // B' d
+    to[0] = d[0] - d[2];
+    to[1] = d[1] + d[2];
+    to[2] = d[2] - d[1];
+    to[3] = d[1] - d[3];
+  }
+  static void kernel(const Vector* g, Vector* to) {  // G g
+    const Vector even = (g[0] + g[2]) * (1 / 2.f), odd = g[1] * (1 / 2.f);
+    to[0] = g[0];
+    to[1] = even + odd;
+    to[2] = even - odd;
+    to[3] = g[2];
+  }
+  static void output(const Vector* m, Vector* to) {  // A' m
+    to[0] = m[0] + m[1] + m[2];
+    to[1] = m[1] - m[2] - m[3];
+  }
+  static void output_gradient(const Vector* y, Vector* to) {  // A y
+    to[0] = y[0];
+    to[1] = y[0] + y[1];
+    to[2] = y[0] - y[1];
+    to[3] = -y[1];
+  }
+  static void kernel_gradient(const Vector* m, Vector* to) {  // G' m
+    const Vector even = (m[1] + m[2]) * (1 / 2.f);
+    to[0] = m[0] + even;
+    to[1] = (m[1] - m[2]) * (1 / 2.f);
+    to[2] = even + m[3];
+  }
+};
+
+// The interpolation points 0, +-a, +-b with a = 1 / sqrt(2) and b = sqrt(2) round four times less at
+// worst than the usual 0, +-1, +-2.
+template <>
+struct Filtering<4> {
+  static constexpr float a = 0.70710678f, b = 1.41421356f;
+
+  static void image(const Vector* d, Vector* to) {
+    const Vector even_a = d[4] - 2 * d[2], odd_a = a * (d[3] - 2 * d[1]);
+    const Vector even_b = d[4] - 0.5f * d[2], odd_b = b * (d[3] - 0.5f * d[1]);
+    to[0] = d[0] - 2.5f * d[2] + d[4];
+    to[1] = even_a + odd_a;
+    to[2] = even_a - odd_a;
+    to[3] = even_b + odd_b;
+    to[4] = even_b - odd_b;
+    to[5] = d[1] - 2.5f * d[3] + d[5];
+  }
+  static void kernel(const Vector* g, Vector* to) {
+    const Vector even_a = (g[0] + 0.5f * g[2]) * (-2 / 3.f), odd_a = g[1] * (-2 / 3.f * a);
+    const Vector even_b = (g[0] + 2 * g[2]) * (1 / 6.f), odd_b = g[1] * (1 / 6.f * b);
+    to[0] = g[0];
+    to[1] = even_a + odd_a;
+    to[2] = even_a - odd_a;
+    to[3] = even_b + odd_b;
+    to[4] = even_b - odd_b;
+    to[5] = g[2];
+  }
+  static void output(const Vector* m, Vector* to) {
+    const Vector even_a = m[1] + m[2], odd_a = a * (m[1] - m[2]);
+    const Vector even_b = m[3] + m[4], odd_b = b * (m[3] - m[4]);
+    to[0] = m[0] + even_a + even_b;
+    to[1] = odd_a + odd_b;
+    to[2] = 0.5f * even_a + 2 * even_b;
+    to[3] = 0.5f * odd_a + 2 * odd_b + m[5];
+  }
+  static void output_gradient(const Vector* y, Vector* to) {
+    const Vector even_a = y[0] + 0.5f * y[2], odd_a = a * (y[1] + 0.5f * y[3]);
+    const Vector even_b = y[0] + 2 * y[2], odd_b = b * (y[1] + 2 * y[3]);
+    to[0] = y[0];
+    to[1] = even_a + odd_a;
+    to[2] = even_a - odd_a;
+    to[3] = even_b + odd_b;
+    to[4] = even_b - odd_b;
+    to[5] = y[3];
+  }
+  static void kernel_gradient(const Vector* m, Vector* to) {
+    const Vector even_a = (m[1] + m[2]) * (-2 / 3.f), odd_a = (m[1] - m[2]) * (-2 / 3.f * a);
+    const Vector even_b = (m[3] + m[4]) * (1 / 6.f), odd_b = (m[3] - m[4]) * (1 / 6.f * b);
+    to[0] = m[0] + even_a + even_b;
+    to[1] = odd_a + odd_b;
+    to[2] = 0.5f * even_a + 2 * even_b + m[5];
+  }
+};
+
+// Of a strip of tiles: what is made of images and of outputs. It passes from one loop to the next
+// through the second level of cache.
+constexpr int64_t kStripBytes = 1 << 19;
+constexpr int64_t kKernelBytes = 3 << 19;  // of a kernel's points, for the same reason
+
+template <int M>
+constexpr int kPoints = (M + 2) * (M + 2);
+
+template <int M>
+struct Tiles {
+  explicit Tiles(const Shape& s)
+      : columns((s.ow + M - 1) / M), count((s.oh + M - 1) / M * columns) {}
+  int64_t columns, count;  // in an image
+};
+
+// Points of some tiles, [points, tiles, channels]. One cache line more lies between two points,
+// because lines that are a multiple of 4096 bytes apart push each other out of the first level of
+// cache.
+struct Plane {
+  int64_t points, tiles, channels;
+  int64_t step() const { return tiles * channels + 16; }  // from point to point
+  int64_t size() const { return points * step(); }
+};
+
+// Room for points of images and of outputs side by side, for `most` tiles or what fits in a strip.
+class Strip {
+ public:
+  template <int M>
+  static Strip of(const Shape& s, int64_t most) {
+    const int64_t fit = kStripBytes / (4 * kPoints<M> * (s.c + s.f)) / kShort * kShort;
+    return Strip(s, kPoints<M>, std::min(most, std::max<int64_t>(fit, kShort)));
+  }
+
+  float* in_points() { return room_.data(); }
+  float* out_points() { return room_.data() + in.size(); }
+
+  const int64_t tiles;
+  const Plane in, out;
+
+ private:
+  Strip(const Shape& s, int64_t points, int64_t tiles)
+      : tiles(tiles), in{points, tiles, s.c}, out{points, tiles, s.f},
+        room_(in.size() + out.size()) {}
+
+  Room room_;
+};
+
+template <int N>
+using Square = Vector[N][N];
+
+// Squares of vectors whose elements lie `step` numbers apart.
+template <int N>
+inline void load(Square<N>& to, const float* from, int64_t step) {
+  for (int k = 0; k < N * N; ++k) to[k / N][k % N] = vector_at(from, k * step);
+}
+
+template <int N>
+inline void store(const Square<N>& from, float* to, int64_t step) {
+  for (int k = 0; k < N * N; ++k) vector_at(to, k * step) = from[k / N][k % N];
+}
+
+// Applies a transform of N vectors to M to the columns of a square, then to its rows.
+template <int M, int N, typename Transform>
+inline void both_ways(const Square<N>& from, Square<M>& to, const Transform& transform) {
+  Vector between[M][N], column[N], result[M];
+  for (int j = 0; j < N; ++j) {
+    for (int i = 0; i < N; ++i) column[i] = from[i][j];
+    transform(column, result);
+    for (int i = 0; i < M; ++i) between[i][j] = result[i];
+  }
+  for (int i = 0; i < M; ++i) transform(between[i], to[i]);
+}
+
+// points[...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
+// or column stands in: outputs that depend on it are not kept.
+template <int M>
+void image_to_points(const Shape& s, const float* image, int64_t first, int64_t count,
+                     const Plane& plane, float* points) {
+  const Tiles<M> tiles(s);
+  for (int64_t tile = first; tile < first + count; ++tile, points += s.c) {
+    int64_t rows[M + 2], columns[M + 2];
+    for (int i = 0; i < M + 2; ++i) {
+      rows[i] = std::min(tile / tiles.columns * M + i, s.h - 1) * s.w * s.c;
+      columns[i] = std::min(tile % tiles.columns * M + i, s.w - 1) * s.c;
+    }
+    for (int64_t c = 0; c < s.c; c += kLanes) {
+      Square<M + 2> pixels, result;
+      for (int i = 0; i < M + 2; ++i)
+        for (int j = 0; j < M + 2; ++j) pixels[i][j] = vector_at(image, rows[i] + columns[j] + c);
+      both_ways<M + 2, M + 2>(pixels, result, Filtering<M>::image);
+      store<M + 2>(result, points + c, plane.step());
+    }
+  }
+}
+
+// Calls visit(i, j, offset) for the pixels of an output that a tile has.
+template <int M, typename Visit>
+inline void for_pixels(const Shape& s, int64_t tile, const Visit& visit) {
+  const int64_t columns = Tiles<M>(s).columns;
+  const int64_t y = tile / columns * M, x = tile % columns * M;
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < M; ++j)
+      if (y + i < s.oh && x + j < s.ow) visit(i, j, ((y + i) * s.ow + x + j) * s.f);
+}
+
+// out[...] = A' points A + bias for tiles [first, first + count) of an output.
+template <int M>
+void points_to_output(const Shape& s, const Plane& plane, const float* points, const float* bias,
+                      bool relu, int64_t first, int64_t count, float* out) {
+  const Vector least = Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
+  for (int64_t tile = first; tile < first + count; ++tile, points += s.f)
+    for (int64_t f = 0; f < s.f; f += kLanes) {
+      Square<M + 2> sums;
+      Square<M> result;
+      load<M + 2>(sums, points + f, plane.step());
+      both_ways<M, M + 2>(sums, result, Filtering<M>::output);
+      for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
+        const Vector sum = result[i][j] + vector_at(bias, f);
+        vector_at(out, offset + f) = sum < least ? least : sum;  // not a number stays so
+      });
+    }
+}
+
+// points[...] = A dy A' for tiles [first, first + count) of an output's gradient dy.
+template <int M>
+void gradient_to_points(const Shape& s, const float* grad, int64_t first, int64_t count,
+                        const Plane& plane, float* points) {
+  for (int64_t tile = first; tile < first + count; ++tile, points += s.f)
+    for (int64_t f = 0; f < s.f; f += kLanes) {
+      Square<M> pixels = {};
+      Square<M + 2> result;
+      for_pixels<M>(s, tile,
+                    [&](int i, int j, int64_t from) { pixels[i][j] = vector_at(grad, from + f); });
+      both_ways<M + 2, M>(pixels, result, Filtering<M>::output_gradient);
+      store<M + 2>(result, points + f, plane.step());
+    }
+}
+
+// [points, c, f] = G g G' of a kernel [3, 3, c, f].
+template <int M>
+void kernel_to_points(const Shape& s, const float* kernel, float* points) {
+  for (int64_t x = 0, size = s.c * s.f; x < size; x += kLanes) {
+    Square<3> filter;
+    Square<M + 2> result;
+    load<3>(filter, kernel + x, size);
+    both_ways<M + 2, 3>(filter, result, Filtering<M>::kernel);
+    store<M + 2>(result, points + x, size);
+  }
+}
+
+// A kernel's gradient [3, 3, c, f] = G' m G of sums m [points, c, f].
+template <int M>
+void points_to_kernel(const Shape& s, const float* points, float* kernel) {
+  for (int64_t x = 0, size = s.c * s.f; x < size; x += kLanes) {
+    Square<M + 2> sums;
+    Square<3> result;
+    load<M + 2>(sums, points + x, size);
+    both_ways<3, M + 2>(sums, result, Filtering<M>::kernel_gradient);
+    store<3>(result, kernel + x, size);
+  }
+}
+
+// Some tiles' sums over channels: [tiles, c] by [c, f].
+struct PointsTile {
+  const Shape& s;
+  const float *points, *kernel;
+  float* out;
+
+  template <int A, int B>
+  void run(int64_t a, int64_t b) const {
+    Vector sums[A][B] = {};
+    add_outer_products<A, B>(points + a * s.c, s.c, 1, kernel + b, s.f, s.c, sums);
+    store<A, B>(sums, out + a * s.f + b, s.f);
+  }
+};
+
+// Convolves images [begin, end) with a kernel's points [points, c, f]. Each result goes to room(i);
+// done(i) is called when it is whole, before room(i + 1) is written to. A strip may hold tiles of
+// several images.
+template <int M, typename Images, typename Room, typename Done>
+void convolve_by_points(const Shape& s, Images& images, int64_t begin, int64_t end,
+                        const float* kernel_points, const float* bias, bool relu,
+                        const Room& room, const Done& done) {
+  struct Run {
+    int64_t image, first, count;
+  };
+  const int64_t all = Tiles<M>(s).count;
+  Strip strip = Strip::of<M>(s, (end - begin) * all);
+  std::vector<Run> runs;
+  int64_t filled = 0;
+  const auto finish = [&] {
+    for (int k = 0; k < kPoints<M>; ++k) {
+      PointsTile tile{s, strip.in_points() + k * strip.in.step(), kernel_points + k * s.c * s.f,
+                      strip.out_points() + k * strip.out.step()};
+      cover<kShort>(0, filled, s.f, tile);
+    }
+    const float* points = strip.out_points();
+    for (const Run& run : runs) {
+      points_to_output<M>(s, strip.out, points, bias, relu, run.first, run.count, room(run.image));
+      points += run.count * s.f;
+      if (run.first + run.count == all) done(run.image);
+    }
+    runs.clear();
+    filled = 0;
+  };
+  for (int64_t i = begin; i < end; ++i) {
+    const float* image = images[i];
+    for (int64_t first = 0, count; first < all; first += count) {
+      count = std::min(all - first, strip.tiles - filled);
+      image_to_points<M>(s, image, first, count, strip.in, strip.in_points() + filled * s.c);
+      runs.push_back({i, first, count});
+      filled += count;
+      if (filled == strip.tiles) finish();
+    }
+  }
+  finish();
+}
+
+// A block of a kernel's points: [c, tiles] by [tiles, f].
+struct PointsGradientTile {
+  const Shape& s;
+  const float *image, *grad;
+  float* sum;
+  int64_t tiles;
+
+  template <int A, int B>
+  void run(int64_t a, int64_t b) const {
+    Vector sums[A][B];
+    load<A, B>(sums, sum + a * s.f + b, s.f);
+    add_outer_products<A, B>(image + a, 1, s.c, grad + b, s.f, tiles, sums);
+    store<A, B>(sums, sum + a * s.f + b, s.f);
+  }
+};
+
+// Sums the gradients of a kernel's points over images. A strip may hold tiles of several.
+template <int M>
+class PointsGradients {
+ public:
+  static int64_t size(const Shape& s) { return kPoints<M> * s.c * s.f; }
+
+  PointsGradients(const Shape& s, float* sums)
+      : s_(s), sums_(sums), strip_(Strip::of<M>(s, s.n * Tiles<M>(s).count)) {}
+
+  void add(const float* image, const float* grad) {
+    const int64_t all = Tiles<M>(s_).count;
+    for (int64_t first = 0, count; first < all; first += count) {
+      count = std::min(all - first, strip_.tiles - filled_);
+      image_to_points<M>(s_, image, first, count, strip_.in, strip_.in_points() + filled_ * s_.c);
+      gradient_to_points<M>(s_, grad, first, count, strip_.out,
+                            strip_.out_points() + filled_ * s_.f);
+      filled_ += count;
+      if (filled_ == strip_.tiles) finish();
+    }
+  }
+
+  // To be called after the last image.
+  void finish() {
+    for (int k = 0; k < kPoints<M>; ++k) {
+      PointsGradientTile tile{s_, strip_.in_points() + k * strip_.in.step(),
+                              strip_.out_points() + k * strip_.out.step(), sums_ + k * s_.c * s_.f,
+                              filled_};
+      cover<kShort>(0, s_.c, s_.f, tile);
+    }
+    filled_ = 0;
+  }
+
+ private:
+  const Shape& s_;
+  float* sums_;
+  Strip strip_;
+  int64_t filled_ = 0;
+};
+
+// Returns the side of the tiles that are fastest, 0 if it is the definition: tiles reach over an
+// edge that they do not divide, and every strip walks over all points of the kernel.
+int best_tile(const Shape& s) {
+  if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.c % 16) return 0;
+  const int64_t by_2 = kPoints<2> * Tiles<2>(s).count, by_4 = kPoints<4> * Tiles<4>(s).count;
+  if (3 * by_4 <= 2 * by_2 && 4 * kPoints<4> * s.c * s.f <= kKernelBytes) return 4;
+  return by_2 < 9 * s.oh * s.ow ? 2 : 0;
+}
+
+}  // namespace
