@@ -66,6 +66,14 @@ def markdown(frame: Frame) -> str:
     return "\n\n".join(parts)
 
 
+def claims(frame: Frame) -> str:
+    """Returns a line for each of the paper's claims; says so where nothing is measured yet."""
+    try:
+        return _Analysis(frame).claims() if not frame.empty else "Not measured yet."
+    except NotSeparable as error:
+        return f"Too few runs yet: {error}."
+
+
 class _Analysis:
     """The fits of all responses, and what is written about them."""
 

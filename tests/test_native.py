@@ -103,7 +103,7 @@ def test_3x3_convolutions_which_have_fewer_multiplications_equal_lax_in_float64(
 
 @needs_library
 def test_3x3_convolutions_round_like_float32():
-    """Root mean square errors by the scale of the result; the definition's own are 3e-7 and 2e-6."""
+    """Root mean square errors by the scale of the result, of which XLA's are 2e-7 and more."""
     lhs, rhs = normal(8, 46, 46, 32), normal(3, 3, 32, 32)  # in tiles of 4, which round most
     cotangent = normal(8, 44, 44, 32)
 
@@ -118,8 +118,8 @@ def test_3x3_convolutions_round_like_float32():
     errors = [
         np.sqrt(np.mean((x - y) ** 2) / np.mean(y**2)) for x, y in zip(found, expected, strict=True)
     ]
-    assert max(errors[:2]) < 3e-6
-    assert errors[2] < 3e-5
+    assert max(errors[:2]) < 1.2e-6
+    assert errors[2] < 5e-6
 
 
 @needs_library

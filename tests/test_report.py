@@ -98,7 +98,7 @@ def committed():
 
 def test_the_readme_says_what_the_records_say():
     text = (report.ROOT / "README.md").read_text()
-    found = page.updated_readme(text, records.load_runs())
+    found = page.updated_readme(text, page.load())
     assert found == text, "run: uv run launch.py --mode=report"
 
 

@@ -643,10 +643,13 @@ def replace_between(text: str, name: str, content: str) -> str:
     return f"{head}{begin}\n{content}\n{end}{tail}"
 
 
-def updated_readme(text: str, runs: Runs) -> str:
+def updated_readme(text: str, sources: Sources) -> str:
     """Returns README.md's text with its tables made anew from the records."""
-    text = replace_between(text, "paper", tables.paper_table(runs))
-    return replace_between(text, "crossing", tables.crossing_table(runs))
+    from fer_jax import factors
+
+    text = replace_between(text, "paper", tables.paper_table(sources.runs))
+    text = replace_between(text, "crossing", tables.crossing_table(sources.runs))
+    return replace_between(text, "claims", factors.claims(sources.factors))
 
 
 def write_docs() -> None:
@@ -662,7 +665,7 @@ def write_docs() -> None:
 
         factors.write_csv(sources.factors, FACTORS.with_suffix(".csv"))
     path = ROOT / "README.md"
-    path.write_text(updated_readme(path.read_text(), sources.runs))
+    path.write_text(updated_readme(path.read_text(), sources))
 
 
 def write_illustrated(dataset: Dataset, folder: Path) -> None:
