@@ -1,7 +1,7 @@
 """Convolution and max-pooling for XLA's CPU backend in C++ (`cpp/`).
 
 It is compiled on the machine that runs it, kept beside JAX's compilation cache, and called through
-XLA's foreign function interface (`jax.ffi`). Training with it is 1.5 to 1.9 times as fast as in XLA
+XLA's foreign function interface (`jax.ffi`). Training with it is 1.6 to 2.7 times as fast as in XLA
 alone (results/cpu_peers.json), which still does everything where there is no C++ compiler. It can
 go when XLA:CPU's kernel gradients come near the rate of its matrix products (jax-ml/jax#12868 is
 about part of that) and when it keeps a convolution, its ReLU and its pooling in cache together.
@@ -67,7 +67,7 @@ def available() -> bool:
     try:
         library = ctypes.CDLL(str(build(cache_folder())))
     except (NativeError, OSError) as error:
-        log.warning("Convolutions run in XLA alone, at half to two thirds of the speed: %s", error)
+        log.warning("Convolutions run in XLA alone, at about half of the speed: %s", error)
         return False
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
