@@ -5,7 +5,8 @@
 // m + 2 wide, the tile is A' [(G g G') * (B' d B)] A, the product taken element by element and
 // summed over channels: (m + 2)^2 multiplications where the definition has 9 m^2, 16 for 36 with
 // m = 2, 36 for 144 with m = 4. For each of these `points` that sum is a product of matrices,
-// [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that.
+// [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that. What is not a number
+// spreads over its tile.
 
 #pragma once
 
@@ -180,7 +181,7 @@ inline void both_ways(const Square<N>& from, Square<M>& to, const Transform& tra
 }
 
 // points[...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
-// or column stands in: outputs that depend on it are not kept.
+// or column stands in: outputs that depend on it, but for rounding, are not kept.
 template <int M>
 void image_to_points(const Shape& s, const float* image, int64_t first, int64_t count,
                      const Plane& plane, float* points) {
