@@ -29,8 +29,9 @@ def probabilities(classes, top=0.75):
     return found
 
 
-def record(seed=0, accuracy=0.5, wrong=0, **changes):
+def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
     """Returns a record whose predictions are wrong on the first so many images."""
+    experiment = changes.setdefault("experiment", "arch02_bs96")
     classes = np.where(np.arange(len(LABELS)) < wrong, (LABELS + 1) % 7, LABELS)
     numbers = {
         "accuracy": accuracy,
@@ -52,10 +53,10 @@ def record(seed=0, accuracy=0.5, wrong=0, **changes):
         for e in (1, 2, 3)
     ]
     return {
-        "experiment": "arch02_bs96",
         "seed": seed,
         "config": {
             "seed": seed,
+            "model": {"name": model or experiment},
             "data": {"partial": False},
             "train": {"epochs": 20, "patience": 0},
         },
@@ -333,9 +334,9 @@ def test_pairs_count_who_alone_is_right():
 
 
 def test_networks_are_chosen_for_comparison_by_valid_and_only_if_trained_to_the_end():
-    def related(experiment, valid, run=30):
+    def related(experiment, valid, run=30, model=None):
         history = [{"epoch": e, "valid/accuracy": 0.1 * e} for e in range(1, run + 1)]
-        found = record(experiment=experiment, epochs_run=run, history=history)
+        found = record(experiment=experiment, epochs_run=run, history=history, model=model)
         found["metrics"] = found["metrics"] | {"valid": {"accuracy": valid}}
         return found
 
@@ -346,6 +347,7 @@ def test_networks_are_chosen_for_comparison_by_valid_and_only_if_trained_to_the_
         related("fully_cnn", 0.4),
         related("mini_xception", 0.6),
         related("xception", 0.9, run=1),
+        related("serengil", 0.9, model="arch02_bs96"),  # one of the study's under another name
     )
     assert page.compared(runs) == ["arch02_bs96", "mini_xception", "fathallah", "fully_cnn"]
 

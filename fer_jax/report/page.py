@@ -453,8 +453,8 @@ def _differences(sources: Sources, drawings: list[Drawing]) -> str:
 
 Two networks tested on the same images are compared by the images that just one of them gets right
 (McNemar's exact test), which is sharper than comparing two accuracies. Compared are the study's
-networks and the {BEST_RELATED} best of the related work by valid accuracy among those trained to
-the end, the lowest seed of each; the last column says in how many pairs of their seeds the same one
+networks and the {BEST_RELATED} best other ones of the related work by valid accuracy among those
+trained to the end, the lowest seed of each; the last column says in how many pairs of their seeds the same one
 is better. Testing many pairs finds differences by chance; Holm's correction
 keeps the probability of even one such to 5 %.
 
@@ -484,12 +484,14 @@ def compared(runs: Runs) -> list[str]:
     """Returns the networks that are compared pair by pair.
 
     They are the study's, and the best of the related work by valid accuracy of their lowest seed,
-    so that test does not choose.
+    so that test does not choose. One that is a network of the study under another name is not
+    compared again.
     """
+    studied = [runs[name][0]["config"]["model"] for name in PAPER if runs.get(name)]
     best = []
     for related in RELATED:
         record = _lowest(runs, related.experiment)
-        if record and records.is_complete(record):
+        if record and records.is_complete(record) and record["config"]["model"] not in studied:
             best.append((record["metrics"]["valid"]["accuracy"], related.experiment))
     best = sorted(best, reverse=True)[:BEST_RELATED]
     return [name for name in PAPER if runs.get(name)] + [name for _, name in best]
