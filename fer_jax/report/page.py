@@ -191,9 +191,10 @@ def _time(sources: Sources, drawings: list[Drawing]) -> str:
 The study gives hours on its CPU without the number of epochs. Ours is training, without compilation
 and validation. On a CPU it is in core minutes, the processor time that the run itself used of all
 cores, because runs shared the machine with other work and were paused at times; two cores used
-fully give two core minutes a minute. Records of GPUs have minutes by the clock.
-Times measured undisturbed are in
-[performance.md](../docs/performance.md).
+fully give two core minutes a minute. Records of GPUs have minutes by the clock. Times are means
+over the seeds; the records come from successive commits, which they name, and later ones train
+faster.
+Times measured undisturbed, by the newest, are in [performance.md](../docs/performance.md).
 
 {tables.time_table(sources.runs)}"""
 
@@ -454,9 +455,9 @@ def _differences(sources: Sources, drawings: list[Drawing]) -> str:
 Two networks tested on the same images are compared by the images that just one of them gets right
 (McNemar's exact test), which is sharper than comparing two accuracies. Compared are the study's
 networks and the {BEST_RELATED} best other ones of the related work by valid accuracy among those
-trained to the end, the lowest seed of each; the last column says in how many pairs of their seeds the same one
-is better. Testing many pairs finds differences by chance; Holm's correction
-keeps the probability of even one such to 5 %.
+trained to the end, the lowest seed of each; the last column says in how many pairs of their seeds
+the same one is better. Testing many pairs finds differences by chance; Holm's correction keeps the
+probability of even one such to 5 %.
 
 {tables.pairs_table(found)}
 
