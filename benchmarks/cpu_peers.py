@@ -353,7 +353,7 @@ def main(argv: list[str]) -> None:
     print(format_tables(summary, peers))
 
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from fer_jax import record
+    from fer_jax.runs import record
 
     environment = record.environment()
     for run in runs:

@@ -22,7 +22,9 @@ from absl import app, flags
 from flax import linen as nn
 from jax import lax
 
-from fer_jax import memory, ops, record
+from fer_jax import ops
+from fer_jax.machine import memory
+from fer_jax.runs import record
 
 _BATCH = flags.DEFINE_integer("batch", 96, "images")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "calls of each function")

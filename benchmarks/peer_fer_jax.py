@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
 
-from fer_jax import devices, steps
+from fer_jax import steps
 from fer_jax.config import get_config
-from fer_jax.models import BATCH_AXIS, create_model, summary
+from fer_jax.machine import devices
+from fer_jax.machine.devices import BATCH_AXIS
+from fer_jax.models import create_model, summary
 from fer_jax.state import create_state
 
 STEPS_PER_EPOCH = 100  # a constant learning rate does not depend on it

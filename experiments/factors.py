@@ -9,7 +9,7 @@ is not rescaled with the batch. Epochs are few, so that the whole takes little m
 """
 
 from fer_jax.config import get_config as default_config
-from fer_jax.design import Study
+from fer_jax.study.design import Study
 
 
 def get_config():

@@ -9,7 +9,7 @@ throughout; it is not rescaled with the batch. `--shard=i/n` splits it over mach
 """
 
 from fer_jax.config import get_config as default_config
-from fer_jax.design import Study
+from fer_jax.study.design import Study
 
 
 def get_config():

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from fer_jax import config as config_lib
-from fer_jax import devices, distributed, workdir
 from fer_jax.config import Config
-from fer_jax.stop import Interrupted
+from fer_jax.errors import BenchmarkError, TrainingError, WorkdirError
+from fer_jax.machine import devices, distributed
+from fer_jax.runs import workdir
+from fer_jax.runs.stop import Interrupted
 
 log = logging.getLogger("fer_jax")
 
@@ -35,19 +37,19 @@ def run(
       split: of `evaluate`.
       merge: of `benchmark`: records made on other machines.
       repeats: of `benchmark`: seeds on each device.
-      processes: as :func:`fer_jax.distributed.initialize` takes them.
+      processes: as :func:`fer_jax.machine.distributed.initialize` takes them.
 
     Returns:
       The process's exit status. Expected errors end in one line on standard error.
     """
     devices.setup()
-    from fer_jax import benchmark, train
-    from fer_jax.checkpoint import CheckpointError
-    from fer_jax.data.sources import DataError
+    from fer_jax import train
+    from fer_jax.bench import table as benchmark
+    from fer_jax.errors import CheckpointError, DataError
 
     expected = (
-        *(ValueError, DataError, CheckpointError, train.TrainingError, workdir.WorkdirError),
-        benchmark.BenchmarkError,
+        *(ValueError, DataError, CheckpointError, TrainingError, WorkdirError),
+        BenchmarkError,
     )
     try:
         config_lib.validate(config)
@@ -84,7 +86,7 @@ def study(
     overrides: Sequence[str] = (),
     dry_run: bool = False,
 ) -> int:
-    """Trains several experiments, or what a study file declares; see :mod:`fer_jax.study`.
+    """Trains several experiments, or what a study file declares; see :mod:`fer_jax.study.plan`.
 
     Args:
       experiments: names of files in `experiments/`; none of them if there is a study file.
@@ -97,7 +99,7 @@ def study(
     Returns:
       The process's exit status: 1 if a run failed, 128 and the signal's number if interrupted.
     """
-    from fer_jax import study as studies
+    from fer_jax.study import plan as studies
 
     if bool(experiments) == bool(study_file):
         log.error("launch.py: --mode=study needs --experiments=NAME,NAME,... or --study=FILE")
@@ -115,7 +117,7 @@ def study(
         return studies.run(runs)
     except KeyboardInterrupt:  # a second Ctrl-C, which ends the run under way at once
         return 128 + signal.SIGINT
-    except (ValueError, workdir.WorkdirError) as error:
+    except (ValueError, WorkdirError) as error:
         log.error("launch.py: %s", error)
         return 1
 

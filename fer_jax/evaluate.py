@@ -9,10 +9,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fer_jax import devices, metrics, steps
+from fer_jax import metrics, steps
 from fer_jax.data.arrays import Dataset
 from fer_jax.data.pipeline import eval_batches
-from fer_jax.models import BATCH_AXIS
+from fer_jax.machine import devices
+from fer_jax.machine.devices import BATCH_AXIS
 
 
 class Evaluator:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fer_jax.data.arrays import CLASSES
+from fer_jax.labels import CLASSES
 
 
 class Sums(flax.struct.PyTreeNode):

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.checkpoint import Checkpointer, CheckpointError
 from fer_jax.data.arrays import Dataset
+from fer_jax.errors import CheckpointError
 from fer_jax.evaluate import Evaluator
+from fer_jax.runs.checkpoint import Checkpointer
 from fer_jax.state import TrainState
 
 
@@ -26,7 +27,7 @@ def best_of(folder: Path, state: TrainState) -> TrainState:
     Raises:
       CheckpointError: if the run is not finished, or is one of another network.
     """
-    from fer_jax import workdir
+    from fer_jax.runs import workdir
 
     found = workdir.read_json(folder / "results.json")
     if found is None:

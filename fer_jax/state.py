@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from fer_jax import keys, metrics
-from fer_jax.models import IMAGE_SHAPE
+from fer_jax.labels import IMAGE_SHAPE
 
 
 class TrainState(flax.struct.PyTreeNode):

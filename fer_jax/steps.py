@@ -21,7 +21,8 @@ from fer_jax import keys, metrics
 from fer_jax.config import Config
 from fer_jax.data.augment import augment
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch
-from fer_jax.models import BATCH_AXIS, NUM_CLASSES
+from fer_jax.labels import NUM_CLASSES
+from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.state import TrainState
 
 AUX_WEIGHT = 0.3  # of each auxiliary head's loss; Szegedy et al. 2015, section 5

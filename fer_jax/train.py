@@ -14,18 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, distributed, metrics, native, plots, progressive, record, steps
-from fer_jax import workdir as wd
-from fer_jax.checkpoint import Checkpointer, read_progress
+from fer_jax import metrics, progressive, steps
 from fer_jax.config import Config, flatten, validate
 from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
+from fer_jax.errors import TrainingError
 from fer_jax.evaluate import Evaluator
-from fer_jax.models import BATCH_AXIS, create_model
+from fer_jax.machine import devices, distributed
+from fer_jax.machine.devices import BATCH_AXIS
+from fer_jax.models import create_model
 from fer_jax.models.summary import parameter_counts
-from fer_jax.progress import Progress
+from fer_jax.ops import native
+from fer_jax.runs import plots, record
+from fer_jax.runs import workdir as wd
+from fer_jax.runs.checkpoint import Checkpointer, read_progress
+from fer_jax.runs.progress import Progress
+from fer_jax.runs.stop import Interrupted, StopRequest
 from fer_jax.state import TrainState, create_state
-from fer_jax.stop import Interrupted, StopRequest
 
 log = logging.getLogger("fer_jax")
 
@@ -33,10 +38,6 @@ SCORE = "valid/accuracy"  # what selects the best checkpoint
 # Fields that change nothing about the numbers of the epochs a run has behind it.
 _FREE_FIELDS = ("data.source", "data.data_dir", "data.pipeline", "eval.batch_size")
 _FREE_IF_CONSTANT = ("train.epochs", "train.patience")
-
-
-class TrainingError(RuntimeError):
-    """A run cannot start, go on or finish."""
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:

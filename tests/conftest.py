@@ -21,7 +21,8 @@ from flax import linen as nn  # noqa: E402
 
 from fer_jax import config as config_lib  # noqa: E402
 from fer_jax import models  # noqa: E402
-from fer_jax.data import arrays, faces  # noqa: E402
+from fer_jax.data import arrays  # noqa: E402
+from fer_jax.data import drawn as faces  # noqa: E402
 from fer_jax.models import layers  # noqa: E402
 
 COUNTS = {"train": 70, "valid": 21, "test": 23}  # no multiple of any batch used

@@ -13,7 +13,9 @@ import sys
 import threading
 from pathlib import Path
 
-from fer_jax import checkpoint, devices, train
+from fer_jax import train
+from fer_jax.machine import devices
+from fer_jax.runs import checkpoint
 
 
 def die() -> None:

@@ -10,7 +10,8 @@ import conftest  # registers the tiny network
 import jax
 
 from fer_jax import config as config_lib
-from fer_jax import distributed, train
+from fer_jax import train
+from fer_jax.machine import distributed
 
 
 def tiny_config(data_dir: str, pipeline: str, epochs: int):

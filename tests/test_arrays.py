@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from fer_jax.data import arrays
-from fer_jax.data.arrays import DataError, load_dataset, open_arrays, write_arrays
+from fer_jax.data.arrays import load_dataset, open_arrays, write_arrays
+from fer_jax.errors import DataError
 
 COUNTS = {"train": 5, "valid": 3, "test": 2}
 SOURCE = {"name": "fer2013", "kind": "jpeg", "sha256": "abc"}

@@ -10,8 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax import benchmark, devices, measure, models, report, steps
+from fer_jax import models, report, steps
+from fer_jax.bench import measure
+from fer_jax.bench import table as benchmark
 from fer_jax.config import get_config
+from fer_jax.errors import BenchmarkError
+from fer_jax.machine import devices
 
 CPU = {"platform": "cpu", "kind": "A processor", "count": 1, "cpu_cores": 2}
 GPU = {"platform": "gpu", "kind": "NVIDIA H200", "count": 1, "cpu_cores": 16}
@@ -130,15 +134,15 @@ def test_records_of_other_machines_are_merged_and_kept(tmp_path, capsys):
 def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(benchmark.BenchmarkError, match=r"x.json is no benchmark record"):
+    with pytest.raises(BenchmarkError, match=r"x.json is no benchmark record"):
         benchmark.run(get_config(), tmp_path, [path], repeats=0)
-    with pytest.raises(benchmark.BenchmarkError, match="No such file"):
+    with pytest.raises(BenchmarkError, match="No such file"):
         benchmark.run(get_config(), tmp_path, [tmp_path / "none.json"], repeats=0)
 
 
 def test_another_cpu_does_not_overwrite_the_first(tmp_path):
     benchmark._add(record_of(CPU, [1]), tmp_path)
-    with pytest.raises(benchmark.BenchmarkError, match="another machine"):
+    with pytest.raises(BenchmarkError, match="another machine"):
         benchmark._add(record_of(CPU | {"cpu_cores": 64}, [1]), tmp_path)
 
 

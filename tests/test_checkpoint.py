@@ -4,7 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from fer_jax import checkpoint, models
+from fer_jax import models
+from fer_jax.errors import CheckpointError
+from fer_jax.runs import checkpoint
 from fer_jax.state import create_state
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -97,7 +99,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_new_start(state, tmp_path):
             path.write_bytes(b"")
     with (
         checkpoint.Checkpointer(tmp_path) as checkpoints,
-        pytest.raises(checkpoint.CheckpointError, match="none of the checkpoints"),
+        pytest.raises(CheckpointError, match="none of the checkpoints"),
     ):
         checkpoints.restore_latest(state)
 
@@ -110,5 +112,5 @@ def test_a_checkpoint_of_another_network_is_refused(state, config, tmp_path):
         other = jax.eval_shape(
             lambda: create_state(models.create_model(config.model), optax.adam(1e-3), jnp.uint32(0))
         )
-        with pytest.raises(checkpoint.CheckpointError):
+        with pytest.raises(CheckpointError):
             checkpoints.restore(other, 1)

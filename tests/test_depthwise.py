@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fer_jax import native
-from fer_jax.depthwise import depthwise_conv
+from fer_jax.ops import native
+from fer_jax.ops.depthwise import depthwise_conv
 
 
 def _reference(images, kernel):

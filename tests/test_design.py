@@ -1,8 +1,7 @@
 import pytest
 
 from fer_jax import config as config_lib
-from fer_jax import design
-from fer_jax.study import ROOT
+from fer_jax.study.plan import ROOT, design
 
 PILOT, FULL = (ROOT / "experiments" / f"{name}.py" for name in ("factors", "factors_full"))
 

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import checkpoint, devices, distributed, steps, train
+from fer_jax import steps, train
+from fer_jax.machine import devices, distributed
+from fer_jax.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -262,7 +264,7 @@ def test_a_run_of_one_process_goes_on_in_two(
 
 @pytest.mark.slow
 def test_what_the_first_process_meets_ends_the_others_too(data_dir, tmp_path, clean_environment):
-    from fer_jax import workdir
+    from fer_jax.runs import workdir
 
     folders = [tmp_path, tmp_path / "other"]
     with workdir.locked(tmp_path):

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_jax import design, effects, factors
-from fer_jax.factor_table import crossed, levels, one_at_a_time
-from fer_jax.study import ROOT
+from fer_jax.study import analysis as factors
+from fer_jax.study import design, effects
+from fer_jax.study.plan import ROOT
+from fer_jax.study.table import crossed, levels, one_at_a_time
 
 SEEDS = 2
 

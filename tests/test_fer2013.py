@@ -13,7 +13,9 @@ from test_sources import ARCHIVE, GOOD, ROWS, write_csv, write_zip
 
 import fer_jax  # noqa: F401 (registers the builders)
 from fer_jax.data import arrays, sources
-from fer_jax.data.arrays import DataError, load_dataset, open_arrays
+from fer_jax.data.arrays import load_dataset, open_arrays
+from fer_jax.errors import DataError
+from fer_jax.labels import CLASSES
 
 
 def config_of(data_dir, source=None, **fields):
@@ -65,7 +67,7 @@ def test_tfds_files_hold_the_same(dataset, data_dir):
 
 def test_info(dataset, data_dir):
     info = builder_of(data_dir, "jpeg_partial").info
-    assert info.features["label"].names == list(arrays.CLASSES)
+    assert info.features["label"].names == list(CLASSES)
     assert info.features["image"].shape == (48, 48, 1)
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 2,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fer_jax import models
+from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.models import summary
-from fer_jax.models.keras_import import import_keras_hdf5
+from fer_jax.weights.keras import import_keras_hdf5
 
 # TensorFlow 2.21's oneDNN kernel of a convolution's weight gradient corrupts the heap; TensorFlow
 # reads this when it is first imported.
@@ -176,7 +177,7 @@ def _keras_images(images):
 
 
 def _images(count):
-    shape = (count, *models.IMAGE_SHAPE)
+    shape = (count, *IMAGE_SHAPE)
     return jnp.asarray(np.random.default_rng(5).uniform(size=shape), jnp.float32)
 
 

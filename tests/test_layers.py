@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import layers
 
 
@@ -63,14 +64,14 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics():
 
 def test_batch_norm_statistics_over_the_mesh_are_those_of_the_global_batch():
     variables, x = _norm_variables(3), _normal(4, 2, 2, 3)
-    mesh = jax.make_mesh((1,), (layers.BATCH_AXIS,), (jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), (BATCH_AXIS,), (jax.sharding.AxisType.Auto,))
 
     def local(x):  # two shards on one device, so that the test needs no second one
-        norm = layers.BatchNorm(layers.BATCH_AXIS)
+        norm = layers.BatchNorm(BATCH_AXIS)
         return norm.apply(variables, x, train=True, mutable=["batch_stats"])
 
     halves = jnp.reshape(x, (2, 2, 2, 2, 3))
-    y, new = jax.vmap(local, axis_name=layers.BATCH_AXIS)(halves)
+    y, new = jax.vmap(local, axis_name=BATCH_AXIS)(halves)
     alone, new_alone = layers.BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(jnp.reshape(y, x.shape), alone, atol=1e-6)
     for name in ("mean", "var"):
@@ -79,7 +80,7 @@ def test_batch_norm_statistics_over_the_mesh_are_those_of_the_global_batch():
         np.testing.assert_array_equal(both[0], both[1])
 
     sharded = jax.shard_map(
-        local, mesh=mesh, in_specs=P(layers.BATCH_AXIS), out_specs=(P(layers.BATCH_AXIS), P())
+        local, mesh=mesh, in_specs=P(BATCH_AXIS), out_specs=(P(BATCH_AXIS), P())
     )
     np.testing.assert_allclose(sharded(x)[0], alone, atol=1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 PROGRAM = """
 import resource
 import numpy as np
-from fer_jax import memory
+from fer_jax.machine import memory
 if {keep} and not memory.keep_freed_memory():
     print(-1), exit()
 np.ones(2**23)

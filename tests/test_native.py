@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from test_ops import assert_equal_to_float64, conv, lax_conv, normal
 
-from fer_jax import native, ops
+from fer_jax import ops
+from fer_jax.ops import native
 
 needs_library = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 few_examples = settings(max_examples=12, deadline=None, derandomize=True)

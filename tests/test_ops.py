@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from fer_jax import ops
+from fer_jax.ops import conv as ops
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ["SAME", "VALID", ((1, 0), (2, 1))]

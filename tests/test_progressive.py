@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import checkpoint, stop, train, workdir
 from fer_jax import config as config_lib
+from fer_jax import train
+from fer_jax.errors import CheckpointError
+from fer_jax.runs import stop, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -53,7 +55,7 @@ def test_without_dropping_all_images_stay(config, first, tmp_path):
 
 def test_a_run_that_is_not_finished_is_no_start(config, tmp_path):
     config.train.start_from = str(tmp_path / "nowhere")
-    with pytest.raises(checkpoint.CheckpointError, match="no finished run"):
+    with pytest.raises(CheckpointError, match="no finished run"):
         train.train_and_evaluate(config, tmp_path / "second")
     assert workdir.read_json(tmp_path / "second" / "results.json") is None
 

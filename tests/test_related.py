@@ -9,6 +9,8 @@ import pytest
 
 from fer_jax import config as config_lib
 from fer_jax import models
+from fer_jax.labels import IMAGE_SHAPE
+from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import googlenet, resnet, summary
 
 # TensorFlow 2.21's oneDNN kernel of a convolution's weight gradient corrupts the heap; TensorFlow
@@ -27,7 +29,7 @@ def _model(name, axis_name=None, **changes):
 
 
 def _images(count, seed=0):
-    images = np.random.default_rng(seed).uniform(size=(count, *models.IMAGE_SHAPE))
+    images = np.random.default_rng(seed).uniform(size=(count, *IMAGE_SHAPE))
     return jnp.asarray(images, jnp.float32)
 
 
@@ -77,7 +79,7 @@ def _train(model, variables, images):
 def test_every_network_traces_in_both_modes(name, dtype):
     model = _model(name, dtype=dtype)
     variables = summary.variable_shapes(model)
-    images = jax.ShapeDtypeStruct((2, *models.IMAGE_SHAPE), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert ("batch_stats" in variables) == (name in NORMALISED)
     logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
@@ -153,7 +155,7 @@ def test_auxiliary_heads_have_the_originals_size_but_for_the_classes():
 def test_auxiliary_logits_are_stored_in_training_only():
     model = _model("googlenet")
     variables = summary.variable_shapes(model)
-    images = jax.ShapeDtypeStruct((3, *models.IMAGE_SHAPE), jnp.float32)
+    images = jax.ShapeDtypeStruct((3, *IMAGE_SHAPE), jnp.float32)
     assert set(variables) == {"params"}
     _, new = jax.eval_shape(lambda v, x: _train(model, v, x), variables, images)
     assert {name: [a.shape for a in new["aux_logits"][name]] for name in new["aux_logits"]} == {
@@ -198,13 +200,13 @@ def test_statistics_over_shards_are_those_of_the_global_batch():
     images = _images(4)
     variables = _variables(_model("mini_xception"))
     whole, new = _train(_model("mini_xception"), variables, images)
-    model = _model("mini_xception", axis_name=models.BATCH_AXIS)
+    model = _model("mini_xception", axis_name=BATCH_AXIS)
 
     def local(x):
         return _train(model, variables, x)
 
-    halves = jnp.reshape(images, (2, 2, *models.IMAGE_SHAPE))
-    shards, new_shards = jax.vmap(local, axis_name=models.BATCH_AXIS)(halves)
+    halves = jnp.reshape(images, (2, 2, *IMAGE_SHAPE))
+    shards, new_shards = jax.vmap(local, axis_name=BATCH_AXIS)(halves)
     np.testing.assert_allclose(jnp.reshape(shards, (4, 7)), whole, atol=1e-4)
     first = jax.tree.map(lambda x: x[0], new_shards["batch_stats"])
     jax.tree.map(

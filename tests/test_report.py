@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from fer_jax import cli, duplicates, report
+from fer_jax import cli, report
 from fer_jax.data import arrays, sources
-from fer_jax.report import figures, page, paper, records, statistics, tables
+from fer_jax.errors import DataError
+from fer_jax.report import duplicates, figures, page, paper, records, statistics, tables
 
 LABELS = np.arange(14) % 7
 CPU = {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1}
@@ -463,7 +464,7 @@ def test_the_illustrated_page_has_the_pictures_and_the_other_none(tmp_path, face
 
 def test_pictures_of_other_data_are_refused(faces):
     given = page.Sources(loaded(record()), None, FACES)
-    with pytest.raises(arrays.DataError, match="test labels of arch02_bs96, seed 0"):
+    with pytest.raises(DataError, match="test labels of arch02_bs96, seed 0"):
         page.with_pictures(given, faces)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fer_jax.data import sources
-from fer_jax.data.arrays import DataError
+from fer_jax.errors import DataError
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "fer2013" / "archive.zip"
 HEADER = "emotion,pixels,Usage"

@@ -4,9 +4,11 @@ import numpy as np
 import optax
 import pytest
 
-from fer_jax import devices, keys, metrics, steps
+from fer_jax import keys, metrics, steps
 from fer_jax.data import pipeline
-from fer_jax.models import BATCH_AXIS, create_model
+from fer_jax.machine import devices
+from fer_jax.machine.devices import BATCH_AXIS
+from fer_jax.models import create_model
 from fer_jax.state import create_state
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from fer_jax import study, workdir
-from fer_jax.stop import StopRequest
+from fer_jax.runs import workdir
+from fer_jax.runs.stop import StopRequest
+from fer_jax.study import plan as study
 
 STUDY = """
 from fer_jax.config import get_config as default_config
-from fer_jax.design import Study
+from fer_jax.study.design import Study
 
 def get_config():
     config = default_config()

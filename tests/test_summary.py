@@ -4,8 +4,9 @@ import pytest
 from flax import linen as nn
 
 from fer_jax import config as config_lib
-from fer_jax import models, native
+from fer_jax import models
 from fer_jax.models import layers, summary
+from fer_jax.ops import native
 
 
 def _model(name, **changes):

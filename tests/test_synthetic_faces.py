@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_jax.config import get_config
-from fer_jax.data import faces
-from fer_jax.data.arrays import CLASSES
+from fer_jax.data import drawn as faces
+from fer_jax.labels import CLASSES
 from fer_jax.models import create_model
 
 ANGER, DISGUST, FEAR, HAPPINESS, SADNESS, SURPRISE, NEUTRAL = range(7)

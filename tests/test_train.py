@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import checkpoint, metrics, record, stop, train, workdir
+from fer_jax import metrics, train
 from fer_jax.data import arrays
+from fer_jax.errors import TrainingError, WorkdirError
+from fer_jax.labels import CLASSES
+from fer_jax.runs import checkpoint, record, stop, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -138,7 +141,7 @@ def test_another_configuration_is_refused_by_name(finished, field, value):
     config, folder, _ = finished
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({field: value})
-    with pytest.raises(train.TrainingError, match=rf"{field}: .* -> {value}.*--workdir"):
+    with pytest.raises(TrainingError, match=rf"{field}: .* -> {value}.*--workdir"):
         train.train_and_evaluate(changed, folder)
 
 
@@ -147,7 +150,7 @@ def test_epochs_may_not_grow_where_the_schedule_depends_on_them(config, tmp_path
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
     config.train.epochs = 2
-    with pytest.raises(train.TrainingError, match=r"train.epochs: 1 -> 2"):
+    with pytest.raises(TrainingError, match=r"train.epochs: 1 -> 2"):
         train.train_and_evaluate(config, tmp_path)
 
 
@@ -159,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
         poisoned = jax.tree.map(lambda p: p * np.float32("nan"), run.state.params)
         run.state = run.state.replace(params=poisoned)
         config.train.epochs = 2
-        with pytest.raises(train.TrainingError, match=r"not finite at step 4 \(epoch 2\)"):
+        with pytest.raises(TrainingError, match=r"not finite at step 4 \(epoch 2\)"):
             run.finish()
     assert checkpoint.read_progress(tmp_path)["history"][-1]["epoch"] == 1
 
@@ -213,7 +216,7 @@ def test_class_weights_and_smoothing_change_what_is_learned(config, tmp_path):
 def test_two_runs_on_one_folder_are_refused(config, tmp_path):
     with (
         workdir.locked(tmp_path),
-        pytest.raises(workdir.WorkdirError, match=r"another run is using .*--workdir"),
+        pytest.raises(WorkdirError, match=r"another run is using .*--workdir"),
     ):
         train.train_and_evaluate(config, tmp_path)
 
@@ -262,7 +265,7 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
     arrays.write_arrays(target, splits, source)
     config.data.data_dir = str(other)
     config.train.epochs = 2
-    with pytest.raises(train.TrainingError, match="on other data"):
+    with pytest.raises(TrainingError, match="on other data"):
         train.train_and_evaluate(config, tmp_path)
 
 
@@ -275,13 +278,13 @@ def test_evaluate_best_gives_the_records_numbers_and_counts_openings(finished):
 
 
 def test_evaluating_before_training_says_what_to_do(config, tmp_path):
-    with pytest.raises(train.TrainingError, match="train first"):
+    with pytest.raises(TrainingError, match="train first"):
         train.evaluate_best(config, tmp_path / "nothing", "valid")
 
 
 def test_evaluation_does_not_depend_on_the_batch(config, dataset):
-    from fer_jax import devices
     from fer_jax.evaluate import Evaluator
+    from fer_jax.machine import devices
     from fer_jax.models import create_model
 
     model = create_model(config.model)
@@ -300,4 +303,4 @@ def test_evaluation_does_not_depend_on_the_batch(config, dataset):
     keep = ~dataset.splits["test"].in_train
     hits = outputs[0].argmax(axis=1) == dataset.splits["test"].labels
     assert numbers["accuracy_unique"] == pytest.approx(hits[keep].mean())
-    assert metrics.CLASSES == arrays.CLASSES
+    assert metrics.CLASSES == CLASSES

@@ -17,19 +17,15 @@ from typing import Any
 
 import numpy as np
 
-SPLITS = ("train", "valid", "test")
-CLASSES = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
-SIDE = 48  # pixels
+from fer_jax.errors import DataError
+from fer_jax.labels import CLASSES, SIDE, SPLITS
+
 VERSIONS = {"fer2013": "1.0.0", "synthetic_faces": "1.0.0"}  # raise one when its arrays change
 
 _FORMAT = 1  # of metadata.json
 _FIELDS = ("images", "labels", "ids", "in_train")
 
 type Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids: see Split
-
-
-class DataError(ValueError):
-    """A source or a prepared dataset is not what it should be; the message names the place."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from fer_jax.data import sources
-from fer_jax.data.arrays import (
-    VERSIONS,
-    ArraysMixin,
-    DataError,
-    Examples,
-    check_source,
-    open_arrays,
-)
+from fer_jax.data.arrays import VERSIONS, ArraysMixin, Examples, check_source, open_arrays
+from fer_jax.errors import DataError
 
 _DESCRIPTIONS = {
     "jpeg": "JPEG mirror (Kaggle msambare/fer2013): archive.zip or its extracted folder.",

@@ -25,7 +25,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fer_jax.data.arrays import CLASSES, SIDE, SPLITS, DataError, Examples
+from fer_jax.data.arrays import Examples
+from fer_jax.errors import DataError
+from fer_jax.labels import CLASSES, SIDE, SPLITS
 
 KINDS = ("jpeg", "csv", "icml_csv")
 PARTIAL = "_partial"  # ends the name of a config that allows other counts than COUNTS

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fer_jax.data import faces
+from fer_jax.data import drawn as faces
 from fer_jax.data.arrays import VERSIONS, ArraysMixin, Examples
 
 
@@ -14,7 +14,7 @@ class SyntheticFaces(ArraysMixin, tfds.core.GeneratorBasedBuilder):
     """Drawn faces, 48x48, 8-bit grey, that show the seven expressions; nothing is downloaded.
 
     Splits: train 6,000, valid 1,000, test 1,000, balanced. The expressions follow Ekman & Friesen's
-    action units; `fer_jax.data.faces` says how, and what else varies.
+    action units; `fer_jax.data.drawn` says how, and what else varies.
     """
 
     VERSION = tfds.core.Version(VERSIONS["synthetic_faces"])

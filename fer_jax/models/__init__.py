@@ -8,12 +8,8 @@ from flax import linen as nn
 
 from fer_jax.config import Config
 from fer_jax.models import alexnet, googlenet, paper, related, resnet, xception
-from fer_jax.models.layers import BATCH_AXIS
-from fer_jax.models.paper import NUM_CLASSES
 
-IMAGE_SHAPE = (48, 48, 1)  # height, width, channels of every image
-
-__all__ = ["BATCH_AXIS", "IMAGE_SHAPE", "MODELS", "NUM_CLASSES", "create_model"]
+__all__ = ["MODELS", "create_model"]
 
 MODELS: dict[str, type[nn.Module]] = {
     "arch01": paper.Architecture01,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fer_jax.labels import NUM_CLASSES
 from fer_jax.models.layers import (
     Conv,
     ConvRelu,
@@ -17,7 +18,6 @@ from fer_jax.models.layers import (
     LocalResponseNorm,
     MaxPool,
 )
-from fer_jax.models.paper import NUM_CLASSES
 
 
 class AlexNet(nn.Module):

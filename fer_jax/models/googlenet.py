@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fer_jax.labels import NUM_CLASSES
 from fer_jax.models.layers import (
     AvgPool,
     ConvRelu,
@@ -18,7 +19,6 @@ from fer_jax.models.layers import (
     LocalResponseNorm,
     MaxPool,
 )
-from fer_jax.models.paper import NUM_CLASSES
 
 # Szegedy et al. 2015, table 1: filters of the 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and pool
 # projection of each module; a max-pool stands before every stage but the first.

@@ -8,9 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fer_jax import ops
-from fer_jax.depthwise import depthwise_conv
-
-BATCH_AXIS = "batch"  # name of the mesh axis that a batch is sharded over
+from fer_jax.ops.depthwise import depthwise_conv
 
 # He et al. 2015, eq. 10: the spread that keeps the variance of ReLU activations layer after layer.
 he_normal = nn.initializers.he_normal()

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fer_jax.labels import NUM_CLASSES
 from fer_jax.models.layers import AvgPool, ConvRelu, ConvReluMaxPool, Dense, Dropout, Flatten
-
-NUM_CLASSES = 7
 
 
 def _conv(features: int, size: int, dtype: DTypeLike, name: str):

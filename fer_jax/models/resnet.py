@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fer_jax.labels import NUM_CLASSES
 from fer_jax.models.layers import BatchNorm, Conv, Dense, GlobalAvgPool, MaxPool
-from fer_jax.models.paper import NUM_CLASSES
 
 # He et al. 2016 train with a momentum of 0.9 and add 1e-5 to the variance.
 _norm = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)

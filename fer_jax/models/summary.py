@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from fer_jax.models import IMAGE_SHAPE
+from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.models.layers import LAYERS, ConvReluMaxPool
 
 _IMAGES = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)

@@ -9,6 +9,6 @@
 
 from fer_jax.report.page import replace_between
 from fer_jax.report.paper import PAPER
-from fer_jax.study import ROOT
+from fer_jax.study.plan import ROOT
 
 __all__ = ["PAPER", "ROOT", "replace_between"]

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax.data.arrays import CLASSES
-from fer_jax.plots import BLUE, GREEN, ORANGE, create_figure
+from fer_jax.labels import CLASSES
 from fer_jax.report import records, statistics, tables
 from fer_jax.report.paper import CONFUSION, PAPER, TITLES
 from fer_jax.report.records import Record, Runs
+from fer_jax.runs.plots import BLUE, GREEN, ORANGE, create_figure
 
 GREY = "#777777"
 PER_CLASS = 2  # images of each class on a page of predictions

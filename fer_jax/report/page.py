@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import duplicates
-from fer_jax.data.arrays import DataError, Dataset
-from fer_jax.report import figures, records, statistics, tables
+from fer_jax.data.arrays import Dataset
+from fer_jax.errors import DataError
+from fer_jax.report import duplicates, figures, records, statistics, tables
 from fer_jax.report.figures import Drawing, Faces
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
 from fer_jax.report.records import NOT_MEASURED, Record, Runs
-from fer_jax.study import ROOT, RUNS
+from fer_jax.study.plan import ROOT, RUNS
 
 DOCS = ROOT / "docs"
 FACTORS = ROOT / "results" / "factors"  # records of the factor study
@@ -59,7 +59,7 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
     ):
         counts = [r["dataset"]["count"]["test"] for rows in runs.values() for r in rows]
         names = [f"test image {i}" for i in range(max(counts, default=0))]
-    from fer_jax import factors
+    from fer_jax.study import analysis as factors
 
     return Sources(runs, found, Faces(names), factors.load(FACTORS))
 
@@ -403,7 +403,9 @@ def _label_noise(sources: Sources, drawings: list[Drawing]) -> str:
     del drawings
     found = sources.copies
     if found is None:
-        return f"## Label noise\n\n{NOT_MEASURED}: `uv run python -m fer_jax.duplicates` does."
+        return (
+            f"## Label noise\n\n{NOT_MEASURED}: `uv run python -m fer_jax.report.duplicates` does."
+        )
     between = found["between"]
     test, twins = found["within"]["test"], between["train, test"]
     wrong = twins["contradicted"] / twins["images"]
@@ -424,7 +426,7 @@ def _label_noise(sources: Sources, drawings: list[Drawing]) -> str:
 
 Copies are images that are equal in every pixel; crops and rescaled versions are not counted.
 Record: [`results/dataset.json`](../results/dataset.json), made by
-`uv run python -m fer_jax.duplicates`.
+`uv run python -m fer_jax.report.duplicates`.
 
 {tables.duplicates_table(found)}
 
@@ -516,7 +518,7 @@ def _differences_verdict(found: Sequence[tables.Pair]) -> str:
 
 
 def _factors(sources: Sources, drawings: list[Drawing]) -> str:
-    from fer_jax import factors  # statsmodels takes a second to import
+    from fer_jax.study import analysis as factors
 
     frame = sources.factors
     if frame is None or frame.empty:
@@ -648,7 +650,7 @@ def replace_between(text: str, name: str, content: str) -> str:
 
 def updated_readme(text: str, sources: Sources) -> str:
     """Returns README.md's text with its tables made anew from the records."""
-    from fer_jax import factors
+    from fer_jax.study import analysis as factors
 
     text = replace_between(text, "paper", tables.paper_table(sources.runs))
     text = replace_between(text, "crossing", tables.crossing_table(sources.runs))
@@ -664,7 +666,7 @@ def write_docs() -> None:
     sources = load()
     write(build(sources), DOCS)
     if not sources.factors.empty:
-        from fer_jax import factors
+        from fer_jax.study import analysis as factors
 
         factors.write_csv(sources.factors, FACTORS.with_suffix(".csv"))
     path = ROOT / "README.md"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fer_jax.config import Config
-from fer_jax.record import decode_predictions
-from fer_jax.study import ROOT, RUNS
+from fer_jax.runs.record import decode_predictions
+from fer_jax.study.plan import ROOT, RUNS
 
 NOT_MEASURED = "not measured yet"
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax.data.arrays import CLASSES
+from fer_jax.labels import CLASSES
 from fer_jax.report import records, statistics
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
 from fer_jax.report.records import NOT_MEASURED, Record, Runs, over_seeds

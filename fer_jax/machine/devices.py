@@ -8,10 +8,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fer_jax import memory, native
-from fer_jax.models import BATCH_AXIS
+from fer_jax.machine import environment, memory
 
 log = logging.getLogger("fer_jax")
+
+BATCH_AXIS = "batch"  # name of the mesh axis that a batch is sharded over
 
 MIN_IMAGES_PER_CPU_DEVICE = 16  # with 8 on each of two, Architecture 02 ran 0.9 times as fast
 # Each device updates parameters of its own, which on a CPU lie in one memory. Two were 1.1 times as
@@ -23,11 +24,11 @@ MAX_PARAMETERS_OF_SEVERAL_CPU_DEVICES = 22_000_000
 def setup() -> None:
     """Prepares JAX: freed memory and compiled programs are kept, one virtual CPU device per core.
 
-    Must run before JAX touches a device. Compiled programs lie in :func:`native.cache_folder`.
+    Must run before JAX touches a device. Compiled programs lie in :func:`environment.cache_folder`.
     """
     memory.keep_freed_memory()
-    jax.config.update("jax_num_cpu_devices", native.cpu_cores())
-    jax.config.update("jax_compilation_cache_dir", str(native.cache_folder()))
+    jax.config.update("jax_num_cpu_devices", environment.cpu_cores())
+    jax.config.update("jax_compilation_cache_dir", str(environment.cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

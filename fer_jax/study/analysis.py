@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.design import label_of
-from fer_jax.effects import Effect, Fit, Frame, NotSeparable
-from fer_jax.factor_plots import draw, drawn
-from fer_jax.factor_table import (
+from fer_jax.report.factors import draw, drawn
+from fer_jax.study.design import label_of
+from fer_jax.study.effects import Effect, Fit, Frame, NotSeparable
+from fer_jax.study.table import (
     ACCURACIES,
     NAMES,
     RUNNING,

@@ -1,71 +1,22 @@
 """Records: what a run was and gave, as JSON that anyone may commit."""
 
 import base64
-import importlib.metadata
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from fer_jax import native
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset
+from fer_jax.machine import environment as environment_lib
+from fer_jax.ops import native
 
 FORMAT = 1
-_PACKAGES = ("fer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions, device and git commit; nothing that names a person or a machine."""
-    device = jax.devices()[0]
-    return {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
-        "device": {
-            "platform": device.platform,
-            "kind": _cpu_name() if device.platform == "cpu" else device.device_kind,
-            "count": jax.device_count() if device.platform != "cpu" else 1,
-            "cpu_cores": native.cpu_cores(),
-        },
-        "convolutions": native.convolutions(),
-        "git": git_state(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def git_state() -> dict[str, Any] | None:
-    """Returns the commit of this code and whether code differs from it; None outside git."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        run = subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
-        )
-        return run.stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "modified": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".")),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """Returns versions, device, commit, and what convolutions run in; names nobody."""
+    return environment_lib.describe() | {"convolutions": native.convolutions()}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 XLA's CPU backend is slow at the gradients of a convolution's kernel and of pooling, and every
 activation goes through memory between two operations. In order, what an operation runs in is
 
-* :mod:`fer_jax.native`, in C++, if it is there and the number of channels fits;
+* :mod:`fer_jax.ops.native`, in C++, if it is there and the number of channels fits;
 * XLA with gradients written by hand, on a CPU;
 * XLA with its own gradients, on any other platform: :func:`jax.lax.platform_dependent` chooses
   inside the rules, so one traced program serves both.
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax import native
-from fer_jax.native import vary_like
+from fer_jax.ops import native
+from fer_jax.ops.native import vary_like
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 Padding = str | Sequence[tuple[int, int]]
@@ -246,7 +246,7 @@ def _conv(lhs, rhs, bias, strides, padding, relu):
 
 
 def _is_native(channels, padding):
-    """Whether an operation with so many output channels is one for :mod:`fer_jax.native`."""
+    """Whether an operation with so many output channels is one for :mod:`fer_jax.ops.native`."""
     return channels % native.CHANNELS == 0 and min(map(min, padding)) >= 0 and native.available()
 
 

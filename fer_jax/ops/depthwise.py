@@ -1,8 +1,8 @@
 """Depthwise 3x3 convolution, one filter per channel, that is fast on a CPU.
 
 XLA's CPU backend runs grouped convolutions by a naive loop; other platforms keep XLA's own. On a
-CPU it is one of :mod:`fer_jax.native`'s operations. Where those are not there, it is a sum of nine
-shifted images, each times one weight per channel, and so is the images' gradient; the kernel's
+CPU it is one of :mod:`fer_jax.ops.native`'s operations. Where those are not there, it is a sum of
+nine shifted images, each times one weight per channel, and so is the images' gradient; the kernel's
 gradient is summed image by image, so that it stays in cache. Of mini-XCEPTION's and Xception's
 layers at batch 48 these took a tenth to a fiftieth, and the kernel's gradient a half to an
 eighteenth, of the CPU time of XLA's own (jax 0.12). In C++ mini-XCEPTION's whole training step
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax import native
-from fer_jax.native import vary_like
+from fer_jax.ops import native
+from fer_jax.ops.native import vary_like
 
 _OFFSETS = [(i, j) for i in range(3) for j in range(3)]
 

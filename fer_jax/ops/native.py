@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fer_jax.machine.environment import cache_folder, cpu_cores
+
 log = logging.getLogger("fer_jax")
 
 SOURCES = Path(__file__).with_name("cpp")
@@ -44,16 +46,6 @@ _TARGETS = (
 
 class NativeError(RuntimeError):
     """The library cannot be built or loaded here."""
-
-
-def cpu_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cache_folder() -> Path:
-    """Returns where compiled programs are kept: `$FER_JAX_CACHE` or `~/.cache/fer_jax`."""
-    return Path(os.environ.get("FER_JAX_CACHE") or Path.home() / ".cache" / "fer_jax")
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Counts copies among the images of FER2013, and how often their labels contradict each other.
 
-`uv run python -m fer_jax.duplicates [SOURCE]` writes `results/dataset.json`; a source is what
-`--config.data.source` takes, and none is needed where the data set has been prepared.
+`uv run python -m fer_jax.report.duplicates [SOURCE]` writes `results/dataset.json`; a source is
+what `--config.data.source` takes, and none is needed where the data set has been prepared.
 """
 
 import sys
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import record, workdir
 from fer_jax.config import get_config
-from fer_jax.data.arrays import SPLITS, Dataset, Split, load_dataset
-from fer_jax.study import ROOT
+from fer_jax.data.arrays import Dataset, Split, load_dataset
+from fer_jax.labels import SPLITS
+from fer_jax.runs import record, workdir
+from fer_jax.study.plan import ROOT
 
 FORMAT = 1
 PATH = ROOT / "results" / "dataset.json"

@@ -1,6 +1,6 @@
-"""What one fresh process measures of training on its devices; :mod:`fer_jax.benchmark` starts it.
+"""What one fresh process measures of training on its devices; :mod:`fer_jax.bench.table` starts it.
 
-`python -m fer_jax.measure` reads a task from standard input and prints one line of JSON last.
+`python -m fer_jax.bench.measure` reads a task from standard input and prints one line of JSON last.
 Every clock is read after `jax.block_until_ready`; compilation and the first units are left out.
 """
 
@@ -18,13 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import devices, native, record, steps
+from fer_jax import steps
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset, Split
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
-from fer_jax.models import BATCH_AXIS, IMAGE_SHAPE, create_model
+from fer_jax.labels import IMAGE_SHAPE
+from fer_jax.machine import devices
+from fer_jax.machine.devices import BATCH_AXIS
+from fer_jax.models import create_model
 from fer_jax.models.summary import flops, parameter_counts
+from fer_jax.ops import native
+from fer_jax.runs import record
 from fer_jax.state import create_state
 
 MATMUL_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of square matrices

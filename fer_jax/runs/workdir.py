@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fer_jax.errors import WorkdirError
+
 ROOT = Path("checkpoints")  # where runs land unless told otherwise
-
-
-class WorkdirError(RuntimeError):
-    """A run's folder cannot be used."""
 
 
 def default_workdir(experiment: str, seed: int) -> Path:

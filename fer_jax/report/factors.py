@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fer_jax.design import label_of
-from fer_jax.effects import Frame
-from fer_jax.factor_table import (
+from fer_jax.runs.plots import BLUE, GREEN, ORANGE, create_figure
+from fer_jax.study.design import label_of
+from fer_jax.study.effects import Frame
+from fer_jax.study.table import (
     ACCURACIES,
     NAMES,
     base_levels,
@@ -18,7 +19,6 @@ from fer_jax.factor_table import (
     one_at_a_time,
     time_column,
 )
-from fer_jax.plots import BLUE, GREEN, ORANGE, create_figure
 
 # Line and marker tell apart what colours do not.
 _STYLES = {
@@ -35,7 +35,7 @@ def drawn(frame: Frame) -> dict[str, Callable[[Frame], Any]]:
     """Returns the figures that a table has enough runs for.
 
     Args:
-      frame: from :func:`fer_jax.factor_table.load`.
+      frame: from :func:`fer_jax.study.table.load`.
 
     Returns:
       Name -> function from the table to a matplotlib figure: accuracy by factor, time by factor
@@ -53,7 +53,7 @@ def draw(frame: Frame, folder: Path) -> list[Path]:
     """Saves :func:`drawn` as SVG, the same bytes for the same table.
 
     Args:
-      frame: from :func:`fer_jax.factor_table.load`.
+      frame: from :func:`fer_jax.study.table.load`.
       folder: where to; created if missing.
 
     Returns:

@@ -17,14 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fer_jax import distributed
+from fer_jax.errors import CheckpointError
+from fer_jax.machine import distributed
 from fer_jax.state import TrainState
 
 log = logging.getLogger("fer_jax")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read."""
 
 
 class Checkpointer:

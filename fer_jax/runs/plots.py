@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.metrics import CLASSES
+from fer_jax.labels import CLASSES
 
 # Okabe & Ito's colours, told apart by the colour-blind; line styles tell them apart in grey.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"

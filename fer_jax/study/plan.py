@@ -13,13 +13,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fer_jax import design, workdir
 from fer_jax.config import check_field, flatten
-from fer_jax.stop import StopRequest
+from fer_jax.runs import workdir
+from fer_jax.runs.stop import StopRequest
+from fer_jax.study import design
 
 log = logging.getLogger("fer_jax")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "results" / "runs"
 
 _GRACE_S = 5.0  # a run that did not hear a signal itself is told after this long
@@ -93,7 +94,7 @@ def plan_study(
     overrides: Sequence[str] = (),
     results: Path = ROOT / "results",
 ) -> list[Run]:
-    """Lists the runs that a study file declares; see :mod:`fer_jax.design`.
+    """Lists the runs that a study file declares; see :mod:`fer_jax.study.design`.
 
     Args:
       path: the study file.

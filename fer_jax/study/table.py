@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from fer_jax.effects import Frame, NotSeparable
+from fer_jax.study.effects import Frame, NotSeparable
 
 Corner = tuple[str, Any, Any]  # a factor and two of its levels
 
@@ -38,7 +38,7 @@ def load(folder: Path) -> Frame:
     """Reads the records of one study into a table.
 
     Args:
-      folder: a study's records, as :mod:`fer_jax.study` keeps them.
+      folder: a study's records, as :mod:`fer_jax.study.plan` keeps them.
 
     Returns:
       A row for each run, sorted by seed and configuration; empty if there is no record. Columns:

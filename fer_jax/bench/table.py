@@ -1,8 +1,8 @@
 """`launch.py --mode=benchmark`: one experiment's training speed on each kind of device here.
 
-Each device and seed is measured in a fresh process by :mod:`fer_jax.measure`. The records collect
-in `results/benchmark_<device>.json`; `uv run python -m fer_jax.benchmark` brings the table in
-docs/performance.md up to date with them.
+Each device and seed is measured in a fresh process by :mod:`fer_jax.bench.measure`. The records
+collect in `results/benchmark_<device>.json`; `uv run python -m fer_jax.bench.table` brings the
+table in docs/performance.md up to date with them.
 """
 
 import itertools
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax import report
-from fer_jax import workdir as wd
 from fer_jax.config import Config
 from fer_jax.data.sources import COUNTS
+from fer_jax.errors import BenchmarkError
+from fer_jax.runs import workdir as wd
 
 FORMAT = 1
 RESULTS = report.ROOT / "results"
@@ -28,10 +29,6 @@ BUDGET_S = 8.0  # of timed steps for each pipeline of a process
 DATA = "random uint8 images, as many in each split as FER2013 has"
 _FIELDS = ("environment", "config", "counts", "forward_flops_per_image", "measured")
 NOT_MEASURED = "not measured yet"
-
-
-class BenchmarkError(RuntimeError):
-    """A measurement failed, or a record cannot be used."""
 
 
 def run(config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int = 3) -> None:
@@ -90,7 +87,7 @@ def _ask(task: dict[str, Any], environment) -> dict[str, Any]:
     if task:
         task = task | {"started": time.time()}
     process = subprocess.run(
-        [sys.executable, "-m", "fer_jax.measure"],
+        [sys.executable, "-m", "fer_jax.bench.measure"],
         input=json.dumps(task),
         stdout=subprocess.PIPE,
         text=True,

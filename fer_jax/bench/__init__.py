@@ -1,0 +1,1 @@
+"""Training and evaluation speed, measured in fresh processes."""

@@ -1,0 +1,41 @@
+"""Errors that a user can cause, and mend.
+
+Each message is one line, or a short list, that names what and where and says what to do next. The
+command line prints it and ends; everything else that is raised is a defect and keeps its traceback.
+"""
+
+
+class FerError(Exception):
+    """Base of all expected errors."""
+
+
+class ConfigError(FerError, ValueError):
+    """A field, or a combination of fields, makes no sense; the message names it."""
+
+
+class DataError(FerError, ValueError):
+    """A source or a prepared dataset is not what it should be; the message names the place."""
+
+
+class TrainingError(FerError, RuntimeError):
+    """A run cannot start, go on or finish."""
+
+
+class CheckpointError(FerError, RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+class WorkdirError(FerError, RuntimeError):
+    """A run's folder cannot be used."""
+
+
+class RecordError(FerError, ValueError):
+    """A record cannot be read, or is not what it should be."""
+
+
+class WeightsError(FerError, ValueError):
+    """A file of weights is missing, damaged, or of another network."""
+
+
+class BenchmarkError(FerError, RuntimeError):
+    """A measurement failed."""

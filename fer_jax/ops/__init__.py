@@ -1,0 +1,19 @@
+"""Operations that are fast on a CPU, XLA's own elsewhere: the layers' convolutions and poolings."""
+
+from fer_jax.ops.conv import (
+    avg_pool,
+    conv_general_dilated,
+    conv_relu,
+    conv_relu_max_pool,
+    max_pool,
+)
+from fer_jax.ops.depthwise import depthwise_conv
+
+__all__ = [
+    "avg_pool",
+    "conv_general_dilated",
+    "conv_relu",
+    "conv_relu_max_pool",
+    "depthwise_conv",
+    "max_pool",
+]
