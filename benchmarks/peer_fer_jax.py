@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
 
-from fer_jax import steps
+from fer_jax import optim, steps
 from fer_jax.config import get_config
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
@@ -26,7 +26,7 @@ def measure(args):
     mesh = devices.create_mesh(config.train.devices, args.batch)
     sharding = devices.sharded(mesh)
     model = create_model(config.model, axis_name=BATCH_AXIS)
-    tx = steps.create_optimizer(config, STEPS_PER_EPOCH)
+    tx = optim.create_optimizer(config, STEPS_PER_EPOCH)
     create = jax.jit(create_state, static_argnums=(0, 1))
     state = create(model, tx, jnp.uint32(config.seed))
     state = devices.put(jax.device_get(state), devices.replicated(mesh))

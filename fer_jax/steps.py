@@ -28,37 +28,6 @@ from fer_jax.state import TrainState
 AUX_WEIGHT = 0.3  # of each auxiliary head's loss; Szegedy et al. 2015, section 5
 
 
-def create_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """Builds the optimiser that `config.train` describes.
-
-    Args:
-      config: the whole configuration.
-      steps: optimiser steps in an epoch.
-
-    Returns:
-      Adam (Kingma & Ba 2015; with decoupled weight decay AdamW) or SGD with Nesterov momentum.
-      `cosine` grows linearly from 0 over the warm-up and falls to 0 at the last step.
-    """
-    train = config.train
-    rate: Any = train.learning_rate
-    if train.schedule == "cosine":
-        warmup = round(train.warmup_epochs * steps)
-        total = max(train.epochs * steps, warmup + 1)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else rate, train.learning_rate, warmup, total
-        )
-    chain = []
-    if train.optimizer == "adam":
-        chain.append(optax.scale_by_adam())
-    else:
-        chain.append(optax.trace(train.momentum, nesterov=True))
-    if train.weight_decay:
-        # Biases and normalisation have one axis; only kernels decay.
-        mask = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
-        chain.append(optax.add_decayed_weights(train.weight_decay, mask))
-    return optax.chain(*chain, optax.scale_by_learning_rate(rate))
-
-
 def balanced_class_weights(labels: np.ndarray) -> np.ndarray:
     """Returns `[7]` float32 weights n / (7 * images of the class); 0 for a class without images."""
     counts = np.bincount(labels, minlength=NUM_CLASSES)
@@ -161,7 +130,7 @@ def make_train_step(
 
     Args:
       model: from `create_model(config.model, axis_name=BATCH_AXIS)`.
-      tx: from :func:`create_optimizer`.
+      tx: from :func:`fer_jax.optim.create_optimizer`.
       config: the whole configuration.
       mesh: the devices that share a batch.
       class_weights: `[7]` float32 or None.
@@ -194,7 +163,7 @@ def make_resident_steps(
 
     Args:
       model: from `create_model(config.model, axis_name=BATCH_AXIS)`.
-      tx: from :func:`create_optimizer`.
+      tx: from :func:`fer_jax.optim.create_optimizer`.
       config: the whole configuration.
       mesh: the devices that share a batch.
       class_weights: `[7]` float32 or None.

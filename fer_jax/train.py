@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import metrics, progressive, steps
+from fer_jax import metrics, optim, progressive, steps
 from fer_jax.config import Config, flatten, validate
 from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
@@ -171,7 +171,7 @@ class _Run:
             fresh = self._start_from(Path(config.train.start_from), fresh)
         self.train = self.dataset.splits["train"]
         self.per_epoch = steps_per_epoch(len(self.train.labels), config.train.batch_size)
-        self.tx = steps.create_optimizer(config, self.per_epoch)
+        self.tx = optim.create_optimizer(config, self.per_epoch)
         self.class_weights = (
             steps.balanced_class_weights(np.asarray(self.train.labels))
             if config.train.class_weights == "balanced"
@@ -197,7 +197,7 @@ class _Run:
 
     def _create_state(self) -> TrainState:
         # The schedule's length, known later, changes no array of the optimiser's first state.
-        tx = steps.create_optimizer(self.config, 1)
+        tx = optim.create_optimizer(self.config, 1)
         create = jax.jit(create_state, static_argnums=(0, 1))
         return create(self.model, tx, jnp.uint32(self.config.seed))
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import steps, train
+from fer_jax import optim, steps, train
 from fer_jax.machine import devices, distributed
 from fer_jax.runs import checkpoint
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_two_devices_goes_on_with_one_or_eight(config, one_devic
 def test_no_step_of_an_epoch_asks_the_host(config, dataset):
     mesh = devices.create_mesh(1, 16)
     model = train.create_model(config.model, axis_name="batch")
-    tx = steps.create_optimizer(config, 4)
+    tx = optim.create_optimizer(config, 4)
     state = jax.eval_shape(lambda: train.create_state(model, tx, 0))
     resident = steps.make_resident_steps(model, tx, config, mesh)
     epoch = steps.make_resident_epoch(resident, 4)

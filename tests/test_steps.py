@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from fer_jax import keys, metrics, steps
+from fer_jax import keys, metrics, optim, steps
 from fer_jax.data import pipeline
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
@@ -18,7 +18,7 @@ def build(config, count=1, per_epoch=4):
     """Returns (mesh, model, tx, state on the mesh)."""
     mesh = devices.create_mesh(count, config.train.batch_size)
     model = create_model(config.model, axis_name=BATCH_AXIS)
-    tx = steps.create_optimizer(config, per_epoch)
+    tx = optim.create_optimizer(config, per_epoch)
     state = jax.jit(create_state, static_argnums=(0, 1))(model, tx, jnp.uint32(config.seed))
     return mesh, model, tx, devices.put(jax.device_get(state), devices.replicated(mesh))
 
@@ -203,7 +203,7 @@ def test_weight_decay_shrinks_kernels_only(config, optimizer, schedule):
     config.train.schedule = schedule
     config.train.weight_decay = 0.1
     config.train.learning_rate = 0.5
-    tx = steps.create_optimizer(config, 4)
+    tx = optim.create_optimizer(config, 4)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
@@ -217,7 +217,7 @@ def test_cosine_warms_up_and_ends_at_zero(config):
     config.train.momentum = 0.0
     config.train.warmup_epochs = 1.0
     config.train.learning_rate = 1.0
-    tx = steps.create_optimizer(config, 4)  # 2 epochs: 8 steps, 4 of them warm-up
+    tx = optim.create_optimizer(config, 4)  # 2 epochs: 8 steps, 4 of them warm-up
     params = {"kernel": jnp.ones(())}
     state, rates = tx.init(params), []
     for _ in range(9):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import steps
+from fer_jax import optim, steps
 from fer_jax.config import Config
 from fer_jax.data.arrays import Dataset, Split
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
@@ -112,7 +112,7 @@ class _Measurement:
         self.mesh = devices.create_mesh(
             config.train.devices, self.batch_size, parameter_counts(self.model)[0]
         )
-        tx = steps.create_optimizer(config, self.per_epoch)
+        tx = optim.create_optimizer(config, self.per_epoch)
         self.build = (self.model, tx, config, self.mesh)
         create = jax.jit(create_state, static_argnums=(0, 1))
         fresh = create(self.model, tx, jnp.uint32(config.seed))
