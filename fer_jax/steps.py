@@ -79,12 +79,11 @@ def _make_device_step(
     """Returns one device's share of a step: (state, its images uint8, its labels) -> state."""
     batch_size = config.train.batch_size
 
-    def loss_of(params, batch_stats, images, labels, positions, dropout_key):
+    def loss_of(params, batch_stats, images, labels, dropout_key):
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            positions=positions,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats", "aux_logits"],
         )
@@ -101,7 +100,7 @@ def _make_device_step(
         example_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
         inputs = augment(example_keys, to_float(images), config.augment)
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, inputs, labels, positions, dropout_key
+            state.params, state.batch_stats, inputs, labels, dropout_key
         )
         sums = metrics.batch_sums(logits, labels, jnp.ones(len(labels), bool))
         loss, grads, sums = lax.psum((loss, grads, sums), BATCH_AXIS)

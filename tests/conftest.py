@@ -31,14 +31,16 @@ COUNTS = {"train": 70, "valid": 21, "test": 23}  # no multiple of any batch used
 class Tiny(nn.Module):
     """A network that compiles in no time: a convolution, pooling, dropout, a dense layer."""
 
+    num_classes: int = 7
     dropout: float = 0.2
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, *, train, positions=None):
+    def __call__(self, images, *, train):
         x = nn.relu(layers.Conv(4, (4, 4), strides=(4, 4), padding="VALID", name="conv1")(images))
         x = layers.MaxPool((2, 2), (2, 2), name="pool1")(x).reshape(len(images), -1)
-        x = layers.Dropout(self.dropout, name="dropout1")(x, train=train, positions=positions)
-        return layers.Dense(7, name="logits")(x)
+        x = layers.Dropout(self.dropout, self.axis_name, name="dropout1")(x, train=train)
+        return layers.Dense(self.num_classes, name="logits")(x)
 
 
 models.MODELS["tiny"] = Tiny

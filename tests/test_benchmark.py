@@ -230,7 +230,6 @@ def test_bfloat16_is_for_activations_alone(name):
             variables,
             images,
             train=True,
-            positions=jnp.arange(2),
             rngs={"dropout": jax.random.key(1)},
         )
         assert logits.dtype == jnp.float32

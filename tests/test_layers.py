@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from fer_jax.machine.devices import BATCH_AXIS
@@ -12,32 +15,50 @@ def _normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def _dropout(x, rate, positions, seed=0):
-    layer = layers.Dropout(rate)
-    rngs = {"dropout": jax.random.key(seed)}
-    return np.asarray(layer.apply({}, x, train=True, positions=positions, rngs=rngs))
+def _dropout(x, rate, seed=0, axis_name=None):
+    layer = layers.Dropout(rate, axis_name)
+    return layer.apply({}, x, train=True, rngs={"dropout": jax.random.key(seed)})
 
 
-def test_dropout_mask_follows_the_position_not_the_place_in_the_batch():
-    ones = jnp.ones((4, 50))
-    order = jnp.array([2, 0, 3, 1])
-    masks = _dropout(ones, 0.5, jnp.arange(4))
-    np.testing.assert_array_equal(_dropout(ones, 0.5, order), masks[np.asarray(order)])
+class _FirstKey(nn.Module):
+    """What a layer's first key is made from the one that `rngs` gives."""
+
+    @nn.compact
+    def __call__(self):
+        return self.make_rng("dropout")
+
+
+def test_dropout_masks_follow_from_the_key_and_the_place_in_the_batch():
+    key = _FirstKey().apply({}, rngs={"dropout": jax.random.key(0)})
+    masks = np.asarray(_dropout(jnp.ones((4, 50)), 0.5))
+    for place, mask in enumerate(masks):
+        keep = jax.random.bernoulli(jax.random.fold_in(key, place), 0.5, (50,))
+        np.testing.assert_array_equal(mask, 2.0 * np.asarray(keep))
     assert not np.array_equal(masks[0], masks[1])
-    assert not np.array_equal(_dropout(ones, 0.5, jnp.arange(4), seed=1), masks)
+    assert not np.array_equal(_dropout(jnp.ones((4, 50)), 0.5, seed=1), masks)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_dropout_masks_are_those_of_the_global_batch_on_any_number_of_devices(count):
+    ones = jnp.ones((8, 50))
+    sharded = jax.shard_map(
+        functools.partial(_dropout, rate=0.5, axis_name=BATCH_AXIS),
+        mesh=jax.make_mesh((count,), (BATCH_AXIS,), (jax.sharding.AxisType.Auto,)),
+        in_specs=P(BATCH_AXIS),
+        out_specs=P(BATCH_AXIS),
+    )
+    np.testing.assert_array_equal(sharded(ones), _dropout(ones, 0.5))
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    dropped = _dropout(jnp.ones((64, 1000)), 0.2, jnp.arange(64))
+    dropped = np.asarray(_dropout(jnp.ones((64, 1000)), 0.2))
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1.25)}
     assert np.mean(dropped == 0) == pytest.approx(0.2, abs=0.005)
 
 
-def test_dropout_passes_through_in_evaluation_and_needs_positions_to_train():
+def test_dropout_passes_through_in_evaluation():
     x = _normal(2, 3)
-    np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, train=False, positions=None), x)
-    with pytest.raises(ValueError, match="positions"):
-        layers.Dropout(0.5).apply({}, x, train=True, positions=None)
+    np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, train=False), x)
 
 
 def _norm_variables(channels):

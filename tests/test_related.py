@@ -25,7 +25,7 @@ NORMALISED = {"fully_cnn", "mini_xception", "resnet50", "xception"}
 def _model(name, axis_name=None, **changes):
     config = config_lib.get_config().model
     config.update({"name": name, **changes})
-    return models.create_model(config, axis_name)
+    return models.create_model(config, axis_name=axis_name)
 
 
 def _images(count, seed=0):
@@ -59,7 +59,6 @@ def _train(model, variables, images):
         variables,
         images,
         train=True,
-        positions=jnp.arange(len(images)),
         rngs={"dropout": jax.random.key(1)},
         mutable=["batch_stats", "aux_logits"],
     )

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from fer_jax import keys, metrics, optim, steps
 from fer_jax.data import pipeline
@@ -130,7 +131,8 @@ def test_resident_steps_see_the_streamed_batches(config, dataset):
 def test_jit_changes_nothing_but_rounding(config, dataset):
     config.train.batch_size = 2
     jitted, _ = run_steps(config, dataset, number=1)
-    _, model, tx, state = build(config)
+    _, _, tx, state = build(config)
+    model = create_model(config.model)
     images, labels = batch_of(dataset, 2)
     with jax.disable_jit():
         keys_ = keys.step_keys(jnp.uint32(0), jnp.int32(0))
@@ -140,7 +142,6 @@ def test_jit_changes_nothing_but_rounding(config, dataset):
                 {"params": params},
                 images / np.float32(255),
                 train=True,
-                positions=jnp.arange(2),
                 rngs={"dropout": keys_[1]},
             )
             return steps.objective(logits, labels, 0.0, None).sum() / 2
@@ -182,18 +183,20 @@ def test_balanced_class_weights():
 
 
 def test_dropout_follows_the_place_in_the_global_batch(config):
-    model = create_model(config.model)
     images = jnp.ones((4, 48, 48, 1))
+    model = create_model(config.model, axis_name=BATCH_AXIS)
     variables = model.init(jax.random.key(0), images, train=False)
-    apply = jax.jit(
-        lambda positions: model.apply(
-            variables, images, train=True, positions=positions, rngs={"dropout": jax.random.key(1)}
-        )
-    )
-    there = np.asarray(apply(jnp.array([0, 1, 2, 3])))
-    swapped = np.asarray(apply(jnp.array([3, 1, 2, 0])))
-    np.testing.assert_array_equal(there[[3, 1, 2, 0]], swapped)
-    assert not np.array_equal(there[0], there[1])
+
+    def logits(count):
+        def apply(images):
+            return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
+
+        mesh, spec = devices.create_mesh(count, 4), P(BATCH_AXIS)
+        return np.asarray(jax.shard_map(apply, mesh=mesh, in_specs=spec, out_specs=spec)(images))
+
+    np.testing.assert_array_equal(logits(1), logits(2))
+    np.testing.assert_array_equal(logits(1), logits(4))
+    assert not np.array_equal(logits(1)[0], logits(1)[1])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

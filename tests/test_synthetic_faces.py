@@ -156,10 +156,7 @@ def test_architecture_02_learns_them_and_a_linear_model_does_clearly_worse():
     def network(variables, images, key):
         if key is None:
             return model.apply(variables, images, train=False)
-        positions = jnp.arange(len(images))
-        return model.apply(
-            variables, images, train=True, positions=positions, rngs={"dropout": key}
-        )
+        return model.apply(variables, images, train=True, rngs={"dropout": key})
 
     def linear(params, images, key):
         del key

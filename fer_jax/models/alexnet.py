@@ -1,6 +1,7 @@
 """AlexNet and its variant CaffeNet at 48x48.
 
-Networks take images `[batch, 48, 48, 1]` float in [0, 1] and return logits `[batch, 7]` float32.
+Networks take images `[batch, 48, 48, 1]` float in [0, 1] and return logits
+`[batch, num_classes]` float32.
 """
 
 import jax
@@ -35,12 +36,14 @@ class AlexNet(nn.Module):
       pool_first: pool before normalising, as CaffeNet does.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
     pool_first: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
 
         def pool_and_norm(x, i):
@@ -60,8 +63,8 @@ class AlexNet(nn.Module):
         x = Flatten(name="flatten")(x)
         for i in (6, 7):
             x = nn.relu(Dense(4096, dtype=self.dtype, name=f"fc{i}")(x))
-            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout, self.axis_name, name=f"dropout{i}")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class CaffeNet(AlexNet):

@@ -1,6 +1,6 @@
 """GoogLeNet at 48x48.
 
-Takes images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32.
+Takes images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.
 """
 
 import jax
@@ -49,15 +49,18 @@ class GoogLeNet(nn.Module):
     channel. Chosen: the normalisation's constants are AlexNet's. 10,318,533 parameters, of which
     the auxiliary heads, unused in evaluation, have 4,344,078.
 
-    While training (not at initialisation) it stores the heads' logits, `[batch, 7]` float32 each,
-    in the collection `aux_logits` as `head1` and `head2` (tuples of one array, as `sow` makes).
+    While training (not at initialisation) it stores the heads' logits, `[batch, num_classes]`
+    float32 each, in the collection `aux_logits` as `head1` and `head2` (tuples of one array, as
+    `sow` makes).
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.4
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         pool = (3, 3), (2, 2), "SAME"
         x = images.astype(self.dtype)
@@ -74,13 +77,18 @@ class GoogLeNet(nn.Module):
                 x = Inception(filters, self.dtype, name=f"inception{name}")(x)
                 if name in _AUXILIARY and (train or self.is_initializing()):
                     number = _AUXILIARY[name]
-                    head = AuxiliaryHead(dtype=self.dtype, name=f"auxiliary{number}")
-                    logits = head(x, train=train, positions=positions)
+                    head = AuxiliaryHead(
+                        self.num_classes,
+                        dtype=self.dtype,
+                        axis_name=self.axis_name,
+                        name=f"auxiliary{number}",
+                    )
+                    logits = head(x, train=train)
                     if not self.is_initializing():
                         self.sow("aux_logits", f"head{number}", logits)
         x = GlobalAvgPool(name="pool5")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Inception(nn.Module):
@@ -112,17 +120,19 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on an inner module: `[batch, 6, 6, channels]` to logits `[batch, 7]`."""
+    """A classifier on an inner module: `[batch, 6, 6, channels]` to `[batch, num_classes]`."""
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.7
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps features to logits float32."""
         x = AvgPool((3, 3), (1, 1), name="pool")(x)
         x = ConvRelu(128, (1, 1), dtype=self.dtype, name="conv")(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(1024, dtype=self.dtype, name="dense")(x))
-        x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

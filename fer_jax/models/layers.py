@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.typing import DTypeLike
 
 from fer_jax import ops
@@ -19,47 +20,69 @@ Conv = functools.partial(
 Dense = functools.partial(nn.Dense, kernel_init=he_normal)
 
 
-class ConvRelu(nn.Conv):
+class ConvRelu(nn.Module):
     """A convolution with bias and the ReLU that follows it, which a CPU computes in one go.
 
-    Its attributes and parameters are those of `flax.linen.Conv`; kernels start He-normal.
+    Its parameters are those of `flax.linen.Conv`; kernels start He-normal, biases at 0.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: height and width of the kernel.
+      strides: steps from window to window.
+      padding: "VALID" or "SAME".
+      dtype: of the activations.
     """
 
+    features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     padding: str = "SAME"
-    kernel_init: nn.initializers.Initializer = he_normal
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, out_height, out_width, features]`."""
-        return ops.conv_relu(*self._arrays(inputs), self.strides, self.padding)
-
-    def _arrays(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        shape = (*self.kernel_size, inputs.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        return inputs.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
+        return ops.conv_relu(*_conv_arrays(self, x), self.strides, self.padding)
 
 
-class ConvReluMaxPool(ConvRelu):
+class ConvReluMaxPool(nn.Module):
     """A convolution with strides of 1, ReLU and max-pooling, which a CPU computes in one go.
 
+    Its parameters are those of :class:`ConvRelu`.
+
     Attributes:
+      features: number of output channels.
+      kernel_size: height and width of the kernel.
+      padding: "VALID" or "SAME", of the convolution.
       pool: height and width of a pooling window.
       pool_strides: steps from window to window.
       pool_name: what a table of layers calls the pooling.
+      dtype: of the activations.
     """
 
+    features: int
+    kernel_size: tuple[int, int]
+    padding: str = "SAME"
     pool: tuple[int, int] = (2, 2)
     pool_strides: tuple[int, int] = (2, 2)
     pool_name: str = "pool"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, out_height, out_width, features]`."""
-        arrays = self._arrays(inputs)
+        arrays = _conv_arrays(self, x)
         return ops.conv_relu_max_pool(*arrays, self.padding, self.pool, self.pool_strides)
+
+
+def _conv_arrays(
+    layer: ConvRelu | ConvReluMaxPool, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the images, and a layer's kernel and bias, in the type of its activations."""
+    shape = (*layer.kernel_size, x.shape[-1], layer.features)
+    kernel = layer.param("kernel", he_normal, shape, jnp.float32)
+    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
+    return x.astype(layer.dtype), kernel.astype(layer.dtype), bias.astype(layer.dtype)
 
 
 class MaxPool(nn.Module):
@@ -198,26 +221,20 @@ class Dropout(nn.Module):
 
     Attributes:
       rate: share of units set to zero, in [0, 1).
+      axis_name: mesh axis the batch is sharded over; None outside `shard_map`.
     """
 
     rate: float
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
-        """Drops units while training, passes `x` through otherwise.
-
-        Args:
-          x: `[batch, ...]` float.
-          train: whether to drop.
-          positions: `[batch]` int32, each example's place in the global batch; needed to train.
-
-        Returns:
-          An array like `x`.
-        """
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drops units of `x`, `[batch, ...]` float, while training; passes it through otherwise."""
         if not train or self.rate == 0.0:
             return x
-        if positions is None:
-            raise ValueError("dropout needs `positions`: each example's place in the global batch")
+        positions = jnp.arange(len(x))
+        if self.axis_name is not None and not self.is_initializing():
+            positions += lax.axis_index(self.axis_name) * len(x)
         key = self.make_rng("dropout")
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
@@ -258,6 +275,8 @@ class BatchNorm(nn.Module):
 LAYERS = (
     nn.Conv,
     nn.Dense,
+    ConvRelu,
+    ConvReluMaxPool,
     SeparableConv,
     MaxPool,
     AvgPool,

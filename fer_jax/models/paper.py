@@ -1,7 +1,7 @@
 """The study's three networks, and the family that its factor study varies.
 
 Every convolution has VALID padding and is followed by a ReLU; every network takes images
-`[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32.
+`[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.
 """
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fer_jax.errors import ConfigError
 from fer_jax.labels import NUM_CLASSES
 from fer_jax.models.layers import AvgPool, ConvRelu, ConvReluMaxPool, Dense, Dropout, Flatten
 
@@ -36,11 +37,13 @@ class Architecture01(nn.Module):
     48-44-20-18-16-7-5-3-1, flattened to 128; 1,485,831 parameters.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.2
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         x = _conv_pool(64, 5, 5, self.dtype, layer=1, stage=1)(x)
@@ -53,8 +56,8 @@ class Architecture01(nn.Module):
         x = Flatten(name="flatten")(x)
         for i in (1, 2):
             x = nn.relu(Dense(1024, dtype=self.dtype, name=f"dense{i}")(x))
-            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout, self.axis_name, name=f"dropout{i}")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Architecture02(nn.Module):
@@ -63,19 +66,21 @@ class Architecture02(nn.Module):
     48-46-23-21-10, flattened to 3200; 420,199 parameters.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.2
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i in (1, 2):
             x = _conv_pool(32, 3, 2, self.dtype, layer=i, stage=i)(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(128, dtype=self.dtype, name="dense1")(x))
-        x = Dropout(self.dropout, name="dropout1")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        x = Dropout(self.dropout, self.axis_name, name="dropout1")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Architecture03(nn.Module):
@@ -84,18 +89,19 @@ class Architecture03(nn.Module):
     48-46-44-22-20-18-9-7-5-2, flattened to 512; 290,023 parameters. It has no dropout.
     """
 
+    num_classes: int = NUM_CLASSES
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
-        del train, positions  # nothing in it differs between training and evaluation
+        del train  # nothing in it differs between training and evaluation
         x = images.astype(self.dtype)
         for stage, features in enumerate((32, 64, 128), start=1):
             x = _conv(features, 3, self.dtype, f"conv{2 * stage - 1}")(x)
             x = _conv_pool(features, 3, 2, self.dtype, layer=2 * stage, stage=stage)(x)
         x = Flatten(name="flatten")(x)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Family(nn.Module):
@@ -111,11 +117,13 @@ class Family(nn.Module):
 
     conv_layers: int
     hidden_layers: int
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.2
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         layer = 1
@@ -127,18 +135,18 @@ class Family(nn.Module):
             layer += 1
         x = Flatten(name="flatten")(x)
         if self.hidden_layers == 0:
-            x = Dropout(self.dropout, name="dropout0")(x, train=train, positions=positions)
+            x = Dropout(self.dropout, self.axis_name, name="dropout0")(x, train=train)
         for i in range(1, self.hidden_layers + 1):
             x = nn.relu(Dense(128, dtype=self.dtype, name=f"dense{i}")(x))
-            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+            x = Dropout(self.dropout, self.axis_name, name=f"dropout{i}")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 def family_stages(conv_layers: int) -> tuple[tuple[int, int], ...]:
     """Returns the (filters, convolutions) of each stage of :class:`Family`.
 
     Raises:
-      ValueError: if `conv_layers` is not 2 to 6.
+      ConfigError: if `conv_layers` is not 2 to 6.
     """
     stages = {
         2: ((32, 1), (32, 1)),
@@ -148,5 +156,5 @@ def family_stages(conv_layers: int) -> tuple[tuple[int, int], ...]:
         6: ((32, 2), (64, 2), (128, 2)),
     }
     if conv_layers not in stages:
-        raise ValueError(f"config.model.conv_layers is {conv_layers}; it must be 2, 3, 4, 5 or 6")
+        raise ConfigError(f"config.model.conv_layers is {conv_layers}; it must be 2, 3, 4, 5 or 6")
     return stages[conv_layers]

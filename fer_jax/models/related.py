@@ -1,9 +1,9 @@
 """Small networks of the study's related work: Gudi's, Fathallah's, the PCNN and the fully-CNN.
 
 The large stock ones are in `alexnet`, `googlenet`, `resnet` and `xception`. Every network takes
-images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32. "Chosen" in a
-docstring marks what no source that could be read says. Weights start He-normal everywhere, whatever
-the source did.
+images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.
+"Chosen" in a docstring marks what no source that could be read says. Weights start He-normal
+everywhere, whatever the source did.
 """
 
 import functools
@@ -38,21 +38,23 @@ class Gudi(nn.Module):
     of one channel: nothing had to change. 56,883,015 parameters.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.7
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i in (1, 2):
             x = ConvRelu(64, (5, 5), dtype=self.dtype, name=f"conv{i}")(x)
             x = MaxPool((3, 3), (2, 2), "SAME", name=f"pool{i}")(x)
         x = ConvRelu(128, (4, 4), dtype=self.dtype, name="conv3")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(3072, dtype=self.dtype, name="dense1")(x))
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Fathallah(nn.Module):
@@ -63,11 +65,13 @@ class Fathallah(nn.Module):
     dropout. Its six classes became seven. 1,421,959 parameters.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         conv = functools.partial(ConvReluMaxPool, kernel_size=(3, 3), dtype=self.dtype)
@@ -77,8 +81,8 @@ class Fathallah(nn.Module):
         x = conv(128, name="conv4", pool_name="pool3")(x)
         x = Flatten(name="flatten")(x)
         x = nn.relu(Dense(256, dtype=self.dtype, name="dense1")(x))
-        x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class PCNN(nn.Module):
@@ -92,11 +96,13 @@ class PCNN(nn.Module):
     flattened to 1024; 1,426,311 parameters.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         for i, (features, size) in enumerate(((96, 11), (256, 5)), start=1):
@@ -108,9 +114,9 @@ class PCNN(nn.Module):
         x = Flatten(name="flatten")(x)
         for i in (1, 2):
             x = nn.relu(Dense(512, dtype=self.dtype, name=f"dense{i}")(x))
-            x = Dropout(self.dropout, name=f"dropout{i}")(x, train=train, positions=positions)
+            x = Dropout(self.dropout, self.axis_name, name=f"dropout{i}")(x, train=train)
         x = nn.relu(Dense(24, dtype=self.dtype, name="dense3")(x))
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class FullyCNN(nn.Module):
@@ -122,12 +128,13 @@ class FullyCNN(nn.Module):
     was made for 48x48 images of one channel. 642,935 parameters, 641,463 of them trained.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
 
         def conv_norm(x, features, size, layer):
@@ -139,9 +146,7 @@ class FullyCNN(nn.Module):
             x = conv_norm(x, features, size, 2 * stage + 1)
             x = nn.relu(conv_norm(x, features, size, 2 * stage + 2))
             x = AvgPool((2, 2), (2, 2), name=f"pool{stage + 1}")(x)
-            x = Dropout(self.dropout, name=f"dropout{stage + 1}")(
-                x, train=train, positions=positions
-            )
+            x = Dropout(self.dropout, self.axis_name, name=f"dropout{stage + 1}")(x, train=train)
         x = conv_norm(x, 256, 3, 9)
-        x = Conv(NUM_CLASSES, (3, 3), dtype=self.dtype, name="conv10")(x)
+        x = Conv(self.num_classes, (3, 3), dtype=self.dtype, name="conv10")(x)
         return GlobalAvgPool(name="pool5")(x).astype(jnp.float32)

@@ -1,6 +1,6 @@
 """ResNet-50 at 48x48.
 
-Takes images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, 7]` float32.
+Takes images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.
 """
 
 import functools
@@ -26,13 +26,13 @@ class ResNet50(nn.Module):
     23,569,223 parameters, 23,516,103 of them trained.
     """
 
+    num_classes: int = NUM_CLASSES
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
-        del positions  # nothing is drawn at random
         x = images.astype(self.dtype)
         conv = Conv(
             64,
@@ -56,7 +56,7 @@ class ResNet50(nn.Module):
                     name=f"stage{stage + 2}_block{block + 1}",
                 )(x, train=train)
         x = GlobalAvgPool(name="pool5")(x)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class Bottleneck(nn.Module):

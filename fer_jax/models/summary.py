@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 from fer_jax.labels import IMAGE_SHAPE
-from fer_jax.models.layers import LAYERS, ConvReluMaxPool
+from fer_jax.models.layers import LAYERS, ConvRelu, ConvReluMaxPool
 
 _IMAGES = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
 _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -71,7 +71,7 @@ def flops(model: nn.Module) -> int:
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
-        is_layer = isinstance(context.module, nn.Conv | nn.Dense)
+        is_layer = isinstance(context.module, nn.Conv | nn.Dense | ConvRelu | ConvReluMaxPool)
         if is_layer and context.method_name == "__call__":
             kernel = context.module.variables["params"]["kernel"]
             shape = output.shape[1:]

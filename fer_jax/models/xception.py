@@ -1,6 +1,7 @@
 """Xception and mini-XCEPTION.
 
-Networks take images `[batch, 48, 48, 1]` float in [0, 1] and return logits `[batch, 7]` float32.
+Networks take images `[batch, 48, 48, 1]` float in [0, 1] and return logits
+`[batch, num_classes]` float32.
 """
 
 import jax
@@ -30,13 +31,13 @@ class MiniXception(nn.Module):
     original's L2 penalty of 0.01 on most kernels is left out.
     """
 
+    num_classes: int = NUM_CLASSES
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
-        del positions  # nothing is drawn at random
         x = Resize(64, name="resize")(2.0 * images.astype(self.dtype) - 1.0)
         for i in (1, 2):
             conv = Conv(
@@ -48,7 +49,7 @@ class MiniXception(nn.Module):
                 (features, features), False, self.dtype, self.axis_name, name=f"module{i}"
             )
             x = module(x, train=train)
-        x = Conv(NUM_CLASSES, (3, 3), dtype=self.dtype, name="logits")(x)
+        x = Conv(self.num_classes, (3, 3), dtype=self.dtype, name="logits")(x)
         return GlobalAvgPool(name="pool")(x).astype(jnp.float32)
 
 
@@ -61,12 +62,13 @@ class Xception(nn.Module):
     them trained.
     """
 
+    num_classes: int = NUM_CLASSES
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, positions: jax.Array | None = None):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
 
         def norm(x, name):
@@ -98,8 +100,8 @@ class Xception(nn.Module):
             conv = SeparableConv(features, self.dtype, name=f"conv{i}")
             x = nn.relu(norm(conv(x), f"norm{i}"))
         x = GlobalAvgPool(name="pool")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train, positions=positions)
-        return Dense(NUM_CLASSES, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
 class DownModule(nn.Module):
