@@ -2,23 +2,29 @@
 
 An experiment file calls :func:`get_config`, changes a few fields and returns the result; on the
 command line every field can be overridden, for example ``--config.train.epochs=3``.
+:data:`FIELDS` says of each field which values it takes and what changes with it.
 
-What the study leaves open is chosen here, once:
+What the paper leaves open is chosen here, once:
 
-* **Optimiser and rate**: Adam at 1e-3, the defaults of the Keras the study used. With He-normal
+* **Optimiser and rate**: Adam at 1e-3, the defaults of the Keras the paper used. With He-normal
   weights and pixels divided by 255 they lead Architecture 02's running training curve through the
-  study's two (accuracy, loss) pairs, so they are a fair guess at what was done.
+  paper's two (accuracy, loss) pairs, so they are a fair guess at what was done.
 * **Epochs**: 20 unless an experiment says otherwise. Architecture 02's accuracy on valid has
-  levelled off by then, and its running training accuracy has passed the study's figures.
-* **Batch size of Architectures 01 and 03**: 96, the better of the two the study names.
+  levelled off by then, and its running training accuracy has passed the paper's figures.
+* **Batch size of Architectures 01 and 03**: 96, the better of the two the paper names.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+import enum
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from fer_jax.errors import ConfigError
 
 # A ConfigDict gives every field the type of all fields, which no checker can use.
 Config = Any
@@ -32,7 +38,7 @@ DATASETS = ("fer2013", "synthetic_faces")
 
 
 def get_config() -> Config:
-    """Returns the default configuration: Architecture 02, batch 96, as the study describes it."""
+    """Returns the default configuration: Architecture 02, batch 96, as the paper describes it."""
     config: Config = ConfigDict()
     config.experiment = "default"  # names the run's folder and its record
     config.seed = 0  # every random number of a run follows from it
@@ -46,7 +52,7 @@ def get_config() -> Config:
 
     config.model = ConfigDict()
     config.model.name = "arch02"  # a name that fer_jax.models.MODELS lists
-    config.model.dropout = 0.2  # share of units dropped; 0.2 in the study
+    config.model.dropout = 0.2  # share of units dropped; 0.2 in the paper
     config.model.dtype = "float32"  # of activations, one of DTYPES; parameters stay float32
     config.model.conv_layers = config_dict.placeholder(int)  # only for `family`: 2 to 6
     config.model.hidden_layers = config_dict.placeholder(int)  # only for `family`: 0 to 2
@@ -81,22 +87,143 @@ def get_config() -> Config:
     return config.lock()
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """Returns `{"train.epochs": 20, ...}`, every field by its path."""
+class Scope(enum.StrEnum):
+    """What changes with a field."""
 
-    def walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    NUMBERS = "numbers"  # what a run computes, or which run it is
+    LENGTH = "length"  # how far it goes: see `depends_on_length`
+    ROUNDING = "rounding"  # the order of sums: results are equal to rounding, not to the bit
+    SPEED = "speed"  # how long it takes, and what else it shows on the way
+    PLACE = "place"  # where files lie on this machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A closed interval that a number must lie in."""
+
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What changes with a field, and the values it takes."""
+
+    scope: Scope
+    allowed: Range | tuple[str, ...] | None = None  # None: any, but no empty text
+
+
+NUMBERS, LENGTH, ROUNDING, SPEED, PLACE = Scope
+
+# Every field of `get_config`, by its path.
+FIELDS: Mapping[str, Field] = {
+    "experiment": Field(NUMBERS),
+    "seed": Field(NUMBERS, Range(0, 2**31 - 1)),
+    "data.name": Field(NUMBERS, DATASETS),
+    "data.source": Field(PLACE),
+    "data.data_dir": Field(PLACE),
+    "data.partial": Field(NUMBERS),
+    "data.pipeline": Field(SPEED, PIPELINES),
+    "model.name": Field(NUMBERS),
+    "model.dropout": Field(NUMBERS, Range(0, 0.95)),
+    "model.dtype": Field(NUMBERS, DTYPES),
+    "model.conv_layers": Field(NUMBERS),
+    "model.hidden_layers": Field(NUMBERS),
+    "train.batch_size": Field(NUMBERS, Range(1, 2**20)),
+    "train.epochs": Field(LENGTH, Range(1, 10**6)),
+    "train.patience": Field(LENGTH, Range(0, 10**6)),
+    "train.optimizer": Field(NUMBERS, OPTIMIZERS),
+    "train.learning_rate": Field(NUMBERS, Range(0, 1e3)),
+    "train.schedule": Field(NUMBERS, SCHEDULES),
+    "train.warmup_epochs": Field(NUMBERS, Range(0, 10**6)),
+    "train.momentum": Field(NUMBERS, Range(0, 1)),
+    "train.weight_decay": Field(NUMBERS, Range(0, 10)),
+    "train.label_smoothing": Field(NUMBERS, Range(0, 0.99)),
+    "train.class_weights": Field(NUMBERS, CLASS_WEIGHTS),
+    "train.devices": Field(ROUNDING, Range(0, 2**16)),
+    "train.eval_on_train": Field(SPEED),
+    "train.start_from": Field(NUMBERS),  # only the folder's name, not where it lies
+    "train.drop_disagreeing": Field(NUMBERS),
+    "augment.flip": Field(NUMBERS),
+    "augment.shift": Field(NUMBERS, Range(0, 1)),
+    "augment.rotate": Field(NUMBERS, Range(0, 180)),
+    "augment.zoom": Field(NUMBERS, Range(0, 0.9)),
+    "augment.erase": Field(NUMBERS, Range(0, 1)),
+    "eval.batch_size": Field(SPEED, Range(1, 2**20)),
+}
+
+
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `{"train.epochs": 20, ...}`, every field by its path.
+
+    Args:
+      config: a configuration, or the nested dictionary that a record keeps of one.
+    """
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
-            if isinstance(value, dict):
+            if isinstance(value, Mapping):
                 yield from walk(value, f"{prefix}{name}.")
             else:
                 yield prefix + name, value
 
-    return dict(walk(config.to_dict(), ""))
+    return dict(walk(config.to_dict() if isinstance(config, ConfigDict) else config, ""))
 
 
 def field_names() -> list[str]:
     """Returns the paths of all fields, such as `train.epochs`."""
-    return list(flatten(get_config()))
+    return list(FIELDS)
+
+
+def fill_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all fields by path; one that an older record does not have counts as its default.
+
+    Args:
+      before: the fields of a run or a record, nested or by path.
+    """
+    return flatten(get_config()) | flatten(before)
+
+
+def depends_on_length(config: Config) -> bool:
+    """Returns whether a step's numbers depend on how many epochs there will be."""
+    return config.train.schedule != "constant"
+
+
+def changed_fields(
+    now: Config | Mapping[str, Any], before: Mapping[str, Any], *, length: bool = True
+) -> dict[str, tuple[Any, Any]]:
+    """Lists the fields that make two configurations two runs: those that change its numbers.
+
+    Args:
+      now: a configuration.
+      before: an earlier run's, nested or by path. On both sides a missing field counts as its
+        default.
+      length: whether another length makes another run. A run may go on longer than was asked for
+        unless :func:`depends_on_length`.
+
+    Returns:
+      Field -> (before, now), in the order of :data:`FIELDS`.
+    """
+    scopes = {NUMBERS, LENGTH} if length else {NUMBERS}
+    old, new = _comparable(before), _comparable(now)
+    return {
+        path: (old.get(path), new.get(path))
+        for path in dict.fromkeys((*FIELDS, *old, *new))
+        if (path not in FIELDS or FIELDS[path].scope in scopes) and old.get(path) != new.get(path)
+    }
+
+
+def _comparable(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    fields = fill_defaults(config)
+    if fields["train.start_from"]:
+        fields["train.start_from"] = Path(fields["train.start_from"]).name
+    # JSON knows no tuples.
+    return {path: list(v) if isinstance(v, tuple) else v for path, v in fields.items()}
+
+
+def format_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Returns what :func:`changed_fields` found: `seed: 0 -> 1; train.epochs: 20 -> 3`."""
+    return "; ".join(f"{path}: {before} -> {now}" for path, (before, now) in changes.items())
 
 
 def check_field(path: str, prefix: str = "config.") -> None:
@@ -107,64 +234,93 @@ def check_field(path: str, prefix: str = "config.") -> None:
       prefix: how fields are written where the path comes from, for the message.
 
     Raises:
-      ValueError: naming the fields nearest to it.
+      ConfigError: naming the fields nearest to it.
     """
-    fields = field_names()
-    if path not in fields:
-        near = difflib.get_close_matches(path, fields, 3, 0.4) or fields
+    if path not in FIELDS:
+        near = difflib.get_close_matches(path, FIELDS, 3, 0.4) or FIELDS
         allowed = ", ".join(prefix + field for field in near)
-        raise ValueError(f"no field {prefix}{path}; near it: {allowed}")
+        raise ConfigError(f"no field {prefix}{path}; near it: {allowed}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    """A closed interval a field must lie in."""
+def check_arguments(argv: Sequence[str]) -> None:
+    """Checks what a command line gives for fields, before anything else reads it.
 
-    low: float
-    high: float
+    Args:
+      argv: arguments such as `--config.train.epochs=3`; others are passed over.
+
+    Raises:
+      ConfigError: for two experiment files, a field that is not there, or a text that its type
+        cannot take, naming the field, the text and what is allowed.
+    """
+    sections = {path.split(".")[0] for path in FIELDS if "." in path}
+    files = []
+    for argument in argv:
+        found = re.fullmatch(r"--?(?:no)?config(?:\.([\w.]+))?(?:=(.*))?", argument, re.DOTALL)
+        if not found or found[1] in sections:
+            continue
+        path, text = found[1], found[2]
+        if path is None:
+            files += [text] if text else []
+            continue
+        check_field(path, "--config.")
+        if text is not None:
+            parse_text(path, text, "--config.")
+    if len(files) > 1:
+        raise ConfigError(f"--config is given {len(files)} times ({', '.join(files)}); give one")
 
 
-_RULES = {
-    "seed": _Range(0, 2**31 - 1),
-    "data.name": DATASETS,
-    "data.pipeline": PIPELINES,
-    "model.dropout": _Range(0, 0.95),
-    "model.dtype": DTYPES,
-    "train.batch_size": _Range(1, 2**20),
-    "train.epochs": _Range(0, 10**6),
-    "train.patience": _Range(0, 10**6),
-    "train.optimizer": OPTIMIZERS,
-    "train.learning_rate": _Range(0, 1e3),
-    "train.schedule": SCHEDULES,
-    "train.warmup_epochs": _Range(0, 10**6),
-    "train.momentum": _Range(0, 1),
-    "train.weight_decay": _Range(0, 10),
-    "train.label_smoothing": _Range(0, 0.99),
-    "train.class_weights": CLASS_WEIGHTS,
-    "train.devices": _Range(0, 2**16),
-    "augment.shift": _Range(0, 1),
-    "augment.rotate": _Range(0, 180),
-    "augment.zoom": _Range(0, 0.9),
-    "augment.erase": _Range(0, 1),
-    "eval.batch_size": _Range(1, 2**20),
-}
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def parse_text(path: str, text: str, prefix: str = "config.") -> Any:
+    """Returns the value that a text gives a field.
+
+    Args:
+      path: a field's.
+      text: such as `3`, `1e-3` or `true`.
+      prefix: how fields are written where the text comes from, for the message.
+
+    Raises:
+      ConfigError: if the field's type cannot take it.
+    """
+    section, _, name = path.rpartition(".")
+    config = get_config()
+    kind = (config[section] if section else config).get_type(name)
+    if kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    try:
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+    except ValueError:
+        pass
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    if kind in words:
+        raise ConfigError(f"{prefix}{path} is {text!r}; it must be {words[kind]}")
+    return text
 
 
 def validate(config: Config) -> None:
-    """Checks every field whose range is known without looking at the data.
+    """Checks every field whose values are known without looking at the data.
 
     Raises:
-      ValueError: naming the field, its value and the allowed ones.
+      ConfigError: naming the field, its value and the allowed ones.
     """
-    values = flatten(config)
-    for path, rule in _RULES.items():
-        value = values[path]
-        if isinstance(rule, _Range):
-            if not rule.low <= value <= rule.high:  # also refuses NaN
-                raise ValueError(
-                    f"config.{path} is {value}; it must lie between {rule.low} and {rule.high}"
+    for path, value in flatten(config).items():
+        check_field(path)
+        allowed = FIELDS[path].allowed
+        if value == "":
+            raise ConfigError(f"config.{path} is empty; give it a value, or leave it out")
+        if value is None or allowed is None:
+            continue
+        if isinstance(allowed, Range):
+            if not allowed.low <= value <= allowed.high:  # also refuses NaN
+                raise ConfigError(
+                    f"config.{path} is {value}; it must lie between {allowed.low} and "
+                    f"{allowed.high}"
                 )
-        elif value not in rule:
-            raise ValueError(f"config.{path} is {value!r}; it must be one of {', '.join(rule)}")
+        elif value not in allowed:
+            raise ConfigError(f"config.{path} is {value!r}; it must be one of {', '.join(allowed)}")
     if config.train.drop_disagreeing and config.train.start_from is None:
-        raise ValueError("config.train.drop_disagreeing needs config.train.start_from")
+        raise ConfigError("config.train.drop_disagreeing needs config.train.start_from")

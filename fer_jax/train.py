@@ -12,10 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from fer_jax import metrics, optim, progressive, steps
-from fer_jax.config import Config, flatten, validate
+from fer_jax.config import (
+    Config,
+    changed_fields,
+    depends_on_length,
+    flatten,
+    format_changes,
+    validate,
+)
 from fer_jax.data.arrays import Dataset, load_dataset
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
 from fer_jax.errors import TrainingError
@@ -35,9 +41,6 @@ from fer_jax.state import TrainState, create_state
 log = logging.getLogger("fer_jax")
 
 SCORE = "valid/accuracy"  # what selects the best checkpoint
-# Fields that change nothing about the numbers of the epochs a run has behind it.
-_FREE_FIELDS = ("data.source", "data.data_dir", "data.pipeline", "eval.batch_size")
-_FREE_IF_CONSTANT = ("train.epochs", "train.patience")
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -73,43 +76,13 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _fields(config: Config) -> dict[str, Any]:
-    """Returns all fields by path; of the run it starts from only the folder's name."""
-    fields = flatten(config)
-    start = fields.get("train.start_from")
-    return fields | {"train.start_from": Path(start).name if start else None}
-
-
-def changed_fields(config: Config, before: dict[str, Any]) -> list[str]:
-    """Lists the fields that keep a run from going on.
-
-    Args:
-      config: the configuration asked for.
-      before: the fields of the run so far.
-
-    Returns:
-      One `field: before -> now` for each difference that would change the numbers. The number of
-      epochs may differ where the schedule does not depend on it.
-    """
-    now = _fields(config)
-    free = set(_FREE_FIELDS) | {"train.devices"}  # the resolved number is compared instead
-    if config.train.schedule == "constant":
-        free |= set(_FREE_IF_CONSTANT)
-    names = sorted((set(now) | set(before)) - free)
-    missing = "(not there)"
-    return [
-        f"{name}: {before.get(name, missing)} -> {now.get(name, missing)}"
-        for name in names
-        if before.get(name, missing) != now.get(name, missing)
-    ]
-
-
 def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> None:
-    changes = changed_fields(config, before)
+    """Refuses fields that keep a run from going on; it may go on longer where that is the same."""
+    changes = changed_fields(config, before, length=depends_on_length(config))
     if changes:
         raise TrainingError(
-            f"{workdir} holds a run with another configuration ({'; '.join(changes)}). Use the "
-            "same configuration to go on, or --workdir=PATH for a new run"
+            f"{workdir} holds a run with another configuration ({format_changes(changes)}). Use "
+            "the same configuration to go on, or --workdir=PATH for a new run"
         )
 
 
@@ -119,16 +92,8 @@ def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     found = wd.read_json(workdir / "results.json")
     if found is None:
         return None
-    before = {
-        name: value
-        for name, value in _fields(ConfigDict(found["config"])).items()
-        if name not in _FREE_FIELDS
-    }
-    now = {n: v for n, v in _fields(config).items() if n not in _FREE_FIELDS}
-    if before == now:
-        return found
-    _refuse_changes(config, _fields(ConfigDict(found["config"])), workdir)
-    return None  # only the number of epochs or devices differs: go on
+    _refuse_changes(config, found["config"], workdir)
+    return None if changed_fields(config, found["config"]) else found
 
 
 class _Run:
@@ -422,7 +387,7 @@ class _Run:
     def _checkpoint(self, score: float | None) -> None:
         start = time.perf_counter()
         progress = {
-            "config": _fields(self.config),
+            "config": flatten(self.config),
             **self.arithmetic,
             "source_sha256": self.dataset.source_sha256,
             "history": self.history,

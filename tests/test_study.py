@@ -1,12 +1,14 @@
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from fer_jax import config as config_lib
 from fer_jax.runs import workdir
 from fer_jax.runs.stop import StopRequest
 from fer_jax.study import plan as study
@@ -115,7 +117,13 @@ def launched(monkeypatch, tmp_path, caplog):
         if run.experiment == "mini/epochs=2":
             return 128 + signal.SIGINT
         folder = workdir.default_workdir(run.experiment, run.seed)
-        config = {"train": {"epochs": 1}, "model": {"dropout": float(run.levels["dropout"])}}
+        config = runpy.run_path(run.flags[0].removeprefix("--config="))["get_config"]()
+        with config.unlocked():
+            for flag in run.flags[1:]:
+                field, _, text = flag.removeprefix("--config.").partition("=")
+                value = config_lib.parse_text(field, text)
+                config.update_from_flattened_dict({field: value})
+        config = config.to_dict()
         record = {"seed": run.seed, "config": config, "predictions": {"test": "long"}}
         workdir.write_json(folder / "results.json", record)
         return 0

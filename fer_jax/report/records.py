@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.config import Config
+from fer_jax.config import Config, changed_fields
 from fer_jax.runs.record import decode_predictions
 from fer_jax.study.plan import ROOT, RUNS
 
@@ -19,9 +19,6 @@ NOT_MEASURED = "not measured yet"
 
 type Record = dict[str, Any]  # what `results.json` of a run holds
 type Runs = dict[str, list[Record]]  # experiment -> its records, CPU first, then by seed
-
-# Fields in which runs of one row may differ: they change nothing about the numbers.
-_FREE_FIELDS = ("seed", "data.pipeline", "train.devices", "train.eval_on_train", "eval.batch_size")
 
 
 def load_runs(folder: Path = RUNS) -> Runs:
@@ -76,23 +73,13 @@ def _check_same_row(path: Path, found: Record, other: Record) -> None:
         return
     if found["seed"] == other["seed"]:
         raise ValueError(f"{path}: a second record of seed {found['seed']} on a like device")
-    ours, theirs = _fields(found["config"]), _fields(other["config"])
-    for name in sorted(set(ours) & set(theirs) - set(_FREE_FIELDS)):
-        if ours[name] != theirs[name]:
-            raise ValueError(
-                f"{path}: {name} is {ours[name]}, but {theirs[name]} in seed {other['seed']}; "
-                "runs of one row differ in nothing but their seed"
-            )
-
-
-def _fields(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields |= _fields(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
+    changes = changed_fields(found["config"], other["config"])
+    changes.pop("seed", None)
+    for name, (theirs, ours) in changes.items():
+        raise ValueError(
+            f"{path}: {name} is {ours}, but {theirs} in seed {other['seed']}; "
+            "runs of one row differ in nothing but their seed"
+        )
 
 
 def by_device(found: list[Record]) -> list[list[Record]]:

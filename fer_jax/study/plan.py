@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from fer_jax.config import check_field, flatten
+from fer_jax.config import changed_fields, check_field, flatten, format_changes
 from fer_jax.runs import workdir
 from fer_jax.runs.stop import StopRequest
 from fer_jax.study import design
@@ -24,8 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "results" / "runs"
 
 _GRACE_S = 5.0  # a run that did not hear a signal itself is told after this long
-# Where a run may differ from its declaration without giving other numbers.
-_FREE_FIELDS = ("data.source", "data.data_dir", "data.pipeline", "train.devices", "eval.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +149,14 @@ def _check_record(path: Path, config: dict[str, Any], overrides: Sequence[str]) 
     found = workdir.read_json(path)
     if found is None:
         return
-    before = flatten(ConfigDict(found["config"]))
-    free = {*_FREE_FIELDS, *(override.partition("=")[0] for override in overrides)}
-    for field in sorted(set(before) & set(config) - free):
-        if before[field] != config[field]:
-            raise ValueError(
-                f"{path} is the record of another configuration ({field}: {before[field]} -> "
-                f"{config[field]}); move it away, or give the study another name"
-            )
+    changes = changed_fields(config, found["config"])
+    for override in overrides:
+        changes.pop(override.partition("=")[0], None)
+    if changes:
+        raise ValueError(
+            f"{path} is the record of another configuration ({format_changes(changes)}); move it "
+            "away, or give the study another name"
+        )
 
 
 def show(runs: Sequence[Run]) -> None:
