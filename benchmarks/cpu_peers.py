@@ -1,4 +1,4 @@
-"""Trains the study's networks with this package, Keras and PyTorch, and compares their speed.
+"""Trains the paper's networks with this package, Keras and PyTorch, and compares their speed.
 
 uv run python benchmarks/cpu_peers.py --torch_python=/path/to/python
 
@@ -19,6 +19,8 @@ from statistics import median
 from typing import Any
 
 from absl import app, flags
+
+from fer_jax.report import markdown
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
@@ -250,7 +252,7 @@ def format_tables(summary: dict[str, Any], peers: list[str]) -> str:
             if kind in found
         ]
         if rows:
-            parts.append(_table([title, *titles, "share of peak"], rows))
+            parts.append(markdown.table([title, *titles, "share of peak"], rows))
     header = ["First step after imports, s"]
     for peer in [OURS, *others]:
         header += [f"{PEERS[peer]}, first start", "later"]
@@ -259,7 +261,7 @@ def format_tables(summary: dict[str, Any], peers: list[str]) -> str:
         starts = [found["start_s"].get(peer, {}) for peer in [OURS, *others]]
         cells = [_number(start.get(when), ".1f") for start in starts for when in ("first", "later")]
         rows.append([_case_title(case), *cells])
-    parts.append(_table(header, rows))
+    parts.append(markdown.table(header, rows))
     parts.append(
         f"Medians of n fresh processes. Ratios: images/s of {PEERS[OURS]} by the peer's, paired by "
         "round: median (smallest to largest). Share of peak: FLOPs of convolutions and dense "
@@ -289,11 +291,6 @@ def _speed_cells(found: dict[str, Any], others: list[str]) -> list[str]:
 
 def _number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _chosen_cases(models: list[str]) -> list[Case]:
@@ -326,10 +323,8 @@ def _find_torch(python: str | None) -> str | None:
 
 def updated_document(text: str, found: dict[str, Any]) -> str:
     """Returns the text of `docs/performance.md` with the tables of a record in their place."""
-    from fer_jax.report import replace_between
-
     peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
-    return replace_between(text, "peers", "\n" + format_tables(found, peers) + "\n")
+    return markdown.replace_block(text, "peers", f"\n{format_tables(found, peers)}\n")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Times forward and gradients of every layer of the study's networks, ours against XLA's own.
+"""Times forward and gradients of every layer of the paper's networks, ours against XLA's own.
 
     python benchmarks/ops.py            # prints a table, writes results/cpu_ops.json
     FER_JAX_NATIVE=0 python benchmarks/ops.py --output=results/cpu_ops_xla.json   # without C++
@@ -24,6 +24,7 @@ from jax import lax
 
 from fer_jax import ops
 from fer_jax.machine import memory
+from fer_jax.report import markdown
 from fer_jax.runs import record
 
 _BATCH = flags.DEFINE_integer("batch", 96, "images")
@@ -34,6 +35,8 @@ DOCUMENT = RESULTS.parent / "docs" / "performance.md"
 _OUTPUT = flags.DEFINE_string(
     "output", str(RECORD), "where the record goes; docs/performance.md shows the committed ones"
 )
+
+_BOTH = ("", "_autodiff")  # ours, and what autodiff makes of XLA's own
 
 # Input side, input channels, filters, kernel side.
 CONVOLUTIONS = {
@@ -94,10 +97,8 @@ def main(argv: list[str]) -> None:
 
 def updated_document(text: str) -> str:
     """Returns the text of `docs/performance.md` with the tables of the records in their place."""
-    from fer_jax.report import replace_between
-
     found, without = (json.loads(path.read_text()) for path in (RECORD, RECORD_XLA))
-    return replace_between(text, "ops", "\n" + format_tables(found, without) + "\n")
+    return markdown.replace_block(text, "ops", f"\n{format_tables(found, without)}\n")
 
 
 def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
@@ -108,69 +109,88 @@ def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
       without: measured with `FER_JAX_NATIVE=0`.
     """
     device = found["environment"]["device"]
-    lines = [
+    parts = [
         f"{device['kind']}, {device['cpu_cores']} cores, batch {found['batch']}; milliseconds, in "
         "brackets the share of the rate of a 1024^3 float32 matrix product in XLA "
         f"({found['matmul_gflops']:.0f} GFLOP/s).",
-        "",
-        "| Layer | Forward | XLA | Image gradient | XLA | Kernel gradient | without C++ | XLA |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in CONVOLUTIONS:
-        layer, other = found["layers"][name], without["layers"][name]
-
-        def cell(what, layer=layer):
-            return f"{layer['ms'][what]:.1f} ({layer['share_of_matmul'][what]:.0%})"
-
-        cells = [
-            *(
-                cell(what + end)
-                for what in ("forward", "image_gradient")
-                for end in ("", "_autodiff")
-            ),
-            *(cell("kernel_gradient"), cell("kernel_gradient", other)),
-            cell("kernel_gradient_autodiff"),
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
+        _speed_table(found["layers"], without["layers"]),
         "Root mean square error against float64, in millionths of the result's root mean square:",
-        "",
-        "| Layer | Forward | XLA | Image gradient | XLA | Kernel gradient | XLA |",
-        "|---|---|---|---|---|---|---|",
+        _rounding_table(found["layers"]),
+        _fused_table(found["layers"], without["layers"]),
+        _pooling_table(found["layers"]),
     ]
-    for name in CONVOLUTIONS:
-        errors = found["layers"][name]["rounding"]
-        cells = [
-            f"{1e6 * errors[what + end]:.2f}"
-            for what in ("forward", "image_gradient", "kernel_gradient")
-            for end in ("", "_autodiff")
+    return "\n\n".join(parts)
+
+
+def _speed_table(layers: dict[str, Any], without: dict[str, Any]) -> str:
+    def cell(layer, what):
+        return f"{layer['ms'][what]:.1f} ({layer['share_of_matmul'][what]:.0%})"
+
+    header = ("Layer", "Forward", "XLA", "Image gradient", "XLA", "Kernel gradient")
+    rows = [
+        [
+            name,
+            *(cell(layers[name], w + end) for w in ("forward", "image_gradient") for end in _BOTH),
+            cell(layers[name], "kernel_gradient"),
+            cell(without[name], "kernel_gradient"),
+            cell(layers[name], "kernel_gradient_autodiff"),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| Convolution, ReLU, max-pool | Forward | without C++ | XLA | With gradients | "
-        "without C++ | XLA |",
-        "|---|---|---|---|---|---|---|",
+        for name in CONVOLUTIONS
     ]
-    for name in FUSED:
-        ms, other = found["layers"][name]["ms"], without["layers"][name]["ms"]
-        cells = [
-            value
-            for what in ("forward", "forward_and_gradients")
-            for value in (ms[what], other[what], ms[what + "_autodiff"])
+    return markdown.table((*header, "without C++", "XLA"), rows)
+
+
+def _rounding_table(layers: dict[str, Any]) -> str:
+    header = ("Layer", "Forward", "XLA", "Image gradient", "XLA", "Kernel gradient", "XLA")
+    kinds = ("forward", "image_gradient", "kernel_gradient")
+    rows = [
+        [
+            name,
+            *(
+                f"{1e6 * layers[name]['rounding'][kind + end]:.2f}"
+                for kind in kinds
+                for end in _BOTH
+            ),
         ]
-        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in cells)} |")
-    lines += [
-        "",
-        "| Pooling without C++ | Forward | XLA | Backward | XLA |",
-        "|---|---|---|---|---|",
+        for name in CONVOLUTIONS
     ]
-    for name in POOLINGS:
-        ms = found["layers"][name]["ms"]
-        cells = [ms[what + end] for what in ("forward", "backward") for end in ("", "_autodiff")]
-        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in cells)} |")
-    return "\n".join(lines)
+    return markdown.table(header, rows)
+
+
+def _fused_table(layers: dict[str, Any], without: dict[str, Any]) -> str:
+    header = ("Convolution, ReLU, max-pool", "Forward", "without C++", "XLA", "With gradients")
+    rows = [
+        [
+            name,
+            *(
+                f"{milliseconds:.1f}"
+                for what in ("forward", "forward_and_gradients")
+                for milliseconds in (
+                    layers[name]["ms"][what],
+                    without[name]["ms"][what],
+                    layers[name]["ms"][what + "_autodiff"],
+                )
+            ),
+        ]
+        for name in FUSED
+    ]
+    return markdown.table((*header, "without C++", "XLA"), rows)
+
+
+def _pooling_table(layers: dict[str, Any]) -> str:
+    header = ("Pooling without C++", "Forward", "XLA", "Backward", "XLA")
+    rows = [
+        [
+            name,
+            *(
+                f"{layers[name]['ms'][what + end]:.1f}"
+                for what in ("forward", "backward")
+                for end in _BOTH
+            ),
+        ]
+        for name in POOLINGS
+    ]
+    return markdown.table(header, rows)
 
 
 def _convolution(layer, peak, side, channels, filters, kernel):

@@ -1,4 +1,4 @@
-"""The study's networks trained by this package: the steps, devices and loop of a real run."""
+"""The paper's networks trained by this package: the steps, devices and loop of a real run."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The study's networks trained by Keras on TensorFlow, NHWC.
+"""The paper's networks trained by Keras on TensorFlow, NHWC.
 
 What is timed is the compiled step inside `fit`, fed by a `tf.data` iterator: `fit` itself, its
 callbacks and metrics left out, only adds to it. With `--compile` XLA compiles the step.

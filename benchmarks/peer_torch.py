@@ -1,4 +1,4 @@
-"""The study's networks trained by PyTorch, eager or compiled, in channels_last.
+"""The paper's networks trained by PyTorch, eager or compiled, in channels_last.
 
 Runs in an environment of its own: needs only torch and NumPy.
 """

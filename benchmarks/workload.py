@@ -15,7 +15,7 @@ LEARNING_RATE = 1e-3  # of Adam, its other parameters the libraries' own: 0.9, 0
 CLASSES = 7
 DROPOUT = 0.2
 
-# Figures 6 to 8 of the study: ("conv", filters, side), ("max" or "avg", side, stride) and
+# Figures 6 to 8 of the paper: ("conv", filters, side), ("max" or "avg", side, stride) and
 # ("dense", units). VALID padding everywhere; ReLU after every convolution and dense layer, dropout
 # after every dense layer; flattening before the first dense one; a dense layer of 7 at the end.
 NETWORKS: dict[str, list[tuple]] = {

@@ -33,6 +33,10 @@ class RecordError(FerError, ValueError):
     """A record cannot be read, or is not what it should be."""
 
 
+class DocumentError(FerError, ValueError):
+    """A document lacks a block that is to be made, or has one that nothing makes."""
+
+
 class WeightsError(FerError, ValueError):
     """A file of weights is missing, damaged, or of another network."""
 

@@ -17,18 +17,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_jax import report
 from fer_jax.config import Config
 from fer_jax.data.sources import COUNTS
 from fer_jax.errors import BenchmarkError
+from fer_jax.report import markdown
+from fer_jax.report.paper import PAPER
 from fer_jax.runs import workdir as wd
+from fer_jax.study.plan import ROOT
 
 FORMAT = 1
-RESULTS = report.ROOT / "results"
+RESULTS = ROOT / "results"
 BUDGET_S = 8.0  # of timed steps for each pipeline of a process
 DATA = "random uint8 images, as many in each split as FER2013 has"
 _FIELDS = ("environment", "config", "counts", "forward_flops_per_image", "measured")
 NOT_MEASURED = "not measured yet"
+_UNKNOWN = "-"
 
 
 def run(config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int = 3) -> None:
@@ -164,13 +167,10 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
     """
     entries = [(r["device"], r["entries"].get(experiment)) for r in records]
     columns = [(device, entry) for device, entry in entries if entry]
-    if not any(device["platform"] == "cpu" for device, _ in columns):
-        columns.insert(0, ({"platform": "cpu", "kind": "CPU", "cpu_cores": "?"}, None))
-    if all(device["platform"] == "cpu" for device, _ in columns):
-        columns.append(({"platform": "gpu", "kind": "GPU", "count": 1}, None))
-    baseline = columns[0][1]
-    known = next((entry for _, entry in columns if entry), None)
-    epochs = known["config"]["train"]["epochs"] if known else "?"
+    if not columns:
+        return f"`{experiment}`: {NOT_MEASURED}."
+    baseline = next((entry for device, entry in columns if device["platform"] == "cpu"), None)
+    epochs = columns[0][1]["config"]["train"]["epochs"]
     rows = [
         ("**One epoch**", _epoch),
         (f"**{epochs} epochs**, each with validation", _all_epochs),
@@ -186,21 +186,17 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
         ("Matrix products, bfloat16", _matmul("bfloat16")),
         ("Memory, read and written", _bandwidth),
         ("Share of the matrix-product rate", lambda e: _spread(e, lambda r: _share(e, r), " %")),
-        ("Floor of an epoch by FLOPs", lambda e: _spread(e, lambda r: _flops_floor(e, r), " s")),
-        ("Floor of an epoch by bytes", _bytes_floor),
+        ("Epoch, were it matrix products", lambda e: _spread(e, lambda r: _by_flops(e, r), " s")),
+        ("Epoch, were it reading and writing", _by_bytes),
     ]
-    lines = [
-        f"| `{experiment}` | {' | '.join(_name(device) for device, _ in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for title, cell in rows:
-        cells = [cell(entry) if entry else NOT_MEASURED for _, entry in columns]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    hours = report.PAPER.get(experiment)
-    if hours:
-        said = f"{hours[2]} h, after how many epochs it does not say"
-        lines.append(f"| The study, on its CPU | {said} |" + " |" * (len(columns) - 1))
-    return "\n".join(lines)
+    cells = [[title, *(cell(entry) for _, entry in columns)] for title, cell in rows]
+    cells = [row for row in cells if set(row[1:]) != {_UNKNOWN}]
+    header = [f"`{experiment}`", *(_name(device) for device, _ in columns)]
+    shown = markdown.table(header, cells, text=range(len(header)))
+    if experiment in PAPER:
+        hours = PAPER[experiment][2]
+        shown += f"\n\nThe paper: {hours} h on its CPU; after how many epochs goes unsaid."
+    return shown
 
 
 def _name(device: dict[str, Any]) -> str:
@@ -243,7 +239,7 @@ def _all_epochs(entry: dict[str, Any]) -> str:
 
 def _ratio(entry: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     if baseline is None or entry is baseline:
-        return "1" if baseline else NOT_MEASURED
+        return "1" if baseline else _UNKNOWN
     speeds = [[r["resident"]["images_per_s"] for r in e["runs"]] for e in (entry, baseline)]
     return _format([ours / theirs for ours, theirs in itertools.product(*speeds)], "")
 
@@ -282,13 +278,13 @@ def _share(entry: dict[str, Any], r: dict[str, Any]) -> float:
     return 100 * needed / r["matmul_flops_per_s"][entry["config"]["model"]["dtype"]]
 
 
-def _flops_floor(entry: dict[str, Any], r: dict[str, Any]) -> float:
+def _by_flops(entry: dict[str, Any], r: dict[str, Any]) -> float:
     return r["resident"]["epoch_s"] * _share(entry, r) / 100
 
 
-def _bytes_floor(entry: dict[str, Any]) -> str:
+def _by_bytes(entry: dict[str, Any]) -> str:
     if any(r["step_bytes"] is None for r in entry["runs"]):
-        return "not told by XLA"
+        return _UNKNOWN
     batch_size = entry["config"]["train"]["batch_size"]
     steps = entry["counts"]["train"] // batch_size
     return _spread(entry, lambda r: steps * r["step_bytes"] / r["memory_bytes_per_s"], " s")
@@ -297,18 +293,17 @@ def _bytes_floor(entry: dict[str, Any]) -> str:
 def updated_docs(text: str, folder: Path = RESULTS) -> str:
     """Returns docs/performance.md's text with the tables of all records in `folder`."""
     records = load(folder)
-    names = sorted({name for record in records for name in record["entries"]} | set(report.PAPER))
-    measured = {name for record in records for name in record["entries"]}
-    tables = "\n\n".join(
-        table(records, name) if name in measured else f"`{name}`: {NOT_MEASURED}." for name in names
-    )
-    return report.replace_between(text, "benchmark-tables", f"\n{tables}\n")
+    names = sorted({name for record in records for name in record["entries"]} | set(PAPER))
+    parts = [table(records, name) for name in names]
+    if all(record["device"]["platform"] == "cpu" for record in records):
+        parts.append(f"On a GPU: {NOT_MEASURED}.")
+    return markdown.replace_block(text, "benchmark-tables", "\n" + "\n\n".join(parts) + "\n")
 
 
 def main() -> None:
     """Brings docs/performance.md up to date."""
-    path = report.ROOT / "docs" / "performance.md"
-    path.write_text(updated_docs(path.read_text()))
+    path = ROOT / "docs" / "performance.md"
+    path.write_text(updated_docs(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
