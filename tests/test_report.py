@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from fer_jax import cli, report
+from fer_jax import cli
 from fer_jax.data import arrays, sources
-from fer_jax.errors import DataError
-from fer_jax.report import duplicates, figures, page, paper, records, statistics, tables
+from fer_jax.errors import DataError, DocumentError
+from fer_jax.report import duplicates, figures, markdown, page, paper, records, statistics, tables
+from fer_jax.study.plan import ROOT
 
 LABELS = np.arange(14) % 7
 CPU = {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1}
@@ -99,7 +100,7 @@ def committed():
 
 
 def test_the_readme_says_what_the_records_say():
-    text = (report.ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     found = page.updated_readme(text, page.load())
     assert found == text, "run: uv run launch.py --mode=report"
 
@@ -273,8 +274,8 @@ def test_the_related_table_has_sizes_and_what_the_study_prints():
 
 
 def test_markers_must_be_there():
-    with pytest.raises(ValueError, match="paper:begin"):
-        report.replace_between("no markers", "paper", "")
+    with pytest.raises(DocumentError, match="paper:begin"):
+        markdown.replace_block("no markers", "paper", "")
 
 
 # Statistics
@@ -536,7 +537,7 @@ def test_copies_are_counted():
 def test_a_data_set_on_the_command_line_asks_for_the_illustrated_page(data_dir, tmp_path):
     run = subprocess.run(
         [
-            *(sys.executable, report.ROOT / "launch.py", "--mode=report"),
+            *(sys.executable, ROOT / "launch.py", "--mode=report"),
             *("--config.data.name=synthetic_faces", f"--config.data.data_dir={data_dir}"),
             f"--workdir={tmp_path / 'page'}",
         ],

@@ -14,7 +14,7 @@ import numpy as np
 
 from fer_jax.data.arrays import Dataset
 from fer_jax.errors import DataError
-from fer_jax.report import duplicates, figures, records, statistics, tables
+from fer_jax.report import duplicates, figures, markdown, records, statistics, tables
 from fer_jax.report.figures import Drawing, Faces
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
 from fer_jax.report.records import NOT_MEASURED, Record, Runs
@@ -430,7 +430,7 @@ Record: [`results/dataset.json`](../results/dataset.json), made by
 
 {tables.duplicates_table(found)}
 
-{tables.markdown(header, rows, text=(1,))}
+{markdown.table(header, rows, text=(1,))}
 
 Conflicting labels bound the accuracy that can be attained. A function of the pixels gives copies
 one answer, so nothing can exceed {test["best_accuracy"]:.4f} on test by the copies within test
@@ -587,9 +587,9 @@ def html(text: str, folder: Path) -> str:
       text: the Markdown.
       folder: where its figures' paths start.
     """
-    from markdown import markdown
+    import markdown as converter
 
-    body = markdown(text, extensions=["tables", "toc", "sane_lists"])
+    body = converter.markdown(text, extensions=["tables", "toc", "sane_lists"])
     body = body.replace("<table>", '<div class="wide"><table>').replace(
         "</table>", "</table></div>"
     )
@@ -634,27 +634,13 @@ BODY
 """
 
 
-def replace_between(text: str, name: str, content: str) -> str:
-    """Replaces what stands between `<!-- name:begin -->` and `<!-- name:end -->`.
-
-    Raises:
-      ValueError: if the markers are not there.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"no {begin} ... {end}")
-    head, rest = text.split(begin, 1)
-    _, tail = rest.split(end, 1)
-    return f"{head}{begin}\n{content}\n{end}{tail}"
-
-
 def updated_readme(text: str, sources: Sources) -> str:
     """Returns README.md's text with its tables made anew from the records."""
     from fer_jax.study import analysis as factors
 
-    text = replace_between(text, "paper", tables.paper_table(sources.runs))
-    text = replace_between(text, "crossing", tables.crossing_table(sources.runs))
-    return replace_between(text, "claims", factors.claims(sources.factors))
+    text = markdown.replace_block(text, "paper", tables.paper_table(sources.runs))
+    text = markdown.replace_block(text, "crossing", tables.crossing_table(sources.runs))
+    return markdown.replace_block(text, "claims", factors.claims(sources.factors))
 
 
 def write_docs() -> None:

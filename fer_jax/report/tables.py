@@ -8,17 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fer_jax.labels import CLASSES
-from fer_jax.report import records, statistics
+from fer_jax.report import markdown, records, statistics
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
 from fer_jax.report.records import NOT_MEASURED, Record, Runs, over_seeds
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], text: Sequence[int] = ()) -> str:
-    """Formats a table; the first column and those whose numbers `text` lists are aligned left."""
-    rule = ["---" if column in (0, *text) else "---:" for column in range(len(header))]
-    lines = [header, rule, *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
 
 # The study's own networks
 
@@ -38,7 +30,7 @@ def paper_table(runs: Runs) -> str:
                 cells = [*_accuracies(row), str(len(row)), _best_epochs(row)]
                 cells += [records.training_time(row), records.devices(row)]
             rows.append([f"`{name}`", said, *cells])
-    return markdown(header, rows, text=(1, 7, 9))
+    return markdown.table(header, rows, text=(1, 7, 9))
 
 
 def _accuracies(row: list[Record]) -> list[str]:
@@ -63,7 +55,7 @@ def accuracy_table(runs: Runs, names: Sequence[str]) -> str:
         if row:
             cells = [*_accuracies(row), over_seeds(row, "test", "loss"), len(row)]
         rows.append([TITLES[name], *(f"{x:.3g}" for x in PAPER[name][:2]), *cells])
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 def metrics_table(runs: Runs) -> str:
@@ -78,7 +70,7 @@ def metrics_table(runs: Runs) -> str:
             cells = [over_seeds(row, "test", measure) for measure in measures]
             cells += [over_seeds(row, split, "loss") for split in ("train", "valid")]
         rows.append([TITLES[name], *cells])
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 def time_table(runs: Runs) -> str:
@@ -94,7 +86,7 @@ def time_table(runs: Runs) -> str:
                 cells = [records.training_time(row), epochs, best, len(row)]
                 cells.append(records.devices(row))
             rows.append([TITLES[name], f"{hours} h", *cells])
-    return markdown(header, rows, text=(6,))
+    return markdown.table(header, rows, text=(6,))
 
 
 def crossing_table(runs: Runs) -> str:
@@ -118,7 +110,7 @@ def crossing_table(runs: Runs) -> str:
                     f"{best:.3f}",
                 ]
             )
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 def _crossing_cells(found: Record, accuracy: float) -> list[str]:
@@ -149,7 +141,7 @@ def _confusion(counts: Any) -> str:
     for name, line in zip(CLASSES, counts, strict=True):
         recall = line[CLASSES.index(name)] / sum(line)
         rows.append([f"**{name}**", *line, sum(line), f"{recall:.2f}"])
-    return markdown(("true \\ predicted", *CLASSES, "Images", "Recall"), rows)
+    return markdown.table(("true \\ predicted", *CLASSES, "Images", "Recall"), rows)
 
 
 # The related work
@@ -172,7 +164,7 @@ def related_table(runs: Runs) -> str:
         for row in records.by_device(runs.get(name, [])) or [[]]:
             printed = (f"{PAPER[name][0]:.3g}", "FER2013, split unsaid (table 5)")
             rows.append([f"**{TITLES[name]}**", *_size(name), *_related_cells(row), *printed])
-    return markdown(header, rows, text=(4, 5, 11))
+    return markdown.table(header, rows, text=(4, 5, 11))
 
 
 def _related_cells(row: list[Record]) -> list[Any]:
@@ -205,7 +197,7 @@ def other_table(runs: Runs) -> str | None:
         if name not in known
         for row in records.by_device(found)
     ]
-    return markdown(header, rows, text=(5, 7)) if rows else None
+    return markdown.table(header, rows, text=(5, 7)) if rows else None
 
 
 @cache
@@ -219,7 +211,7 @@ def layers_table(experiment: str) -> str:
         for row in summary.layer_table(model)
     ]
     rows.append(["**all**", "", "", f"**{summary.parameter_counts(model)[0]:,}**"])
-    return markdown(("Layer", "Kind", "Output shape", "Parameters"), rows, text=(1,))
+    return markdown.table(("Layer", "Kind", "Output shape", "Parameters"), rows, text=(1,))
 
 
 # Errors
@@ -236,7 +228,7 @@ def calibration_table(runs: Runs) -> str:
         cells = [over_seeds(row, "test", "accuracy"), records.spread(confidence)]
         cells += [records.spread(errors), over_seeds(row, "test", "loss"), str(len(row))]
         rows.append([row_title(name, row), *cells])
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 def mistakes_table(mistakes: Sequence[dict[str, Any]]) -> str:
@@ -249,7 +241,7 @@ def mistakes_table(mistakes: Sequence[dict[str, Any]]) -> str:
         for m in mistakes
     ]
     header = ("Image", "Label", "Taken for", "with probability", "probability of the label")
-    return markdown(header, rows, text=(1, 2))
+    return markdown.table(header, rows, text=(1, 2))
 
 
 def duplicates_table(found: dict[str, Any]) -> str:
@@ -264,7 +256,7 @@ def duplicates_table(found: dict[str, Any]) -> str:
         ]
         for split, within in found["within"].items()
     ]
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 # Which differences mean something
@@ -283,7 +275,7 @@ def spread_table(runs: Runs) -> str:
         mean = f"{np.mean(values):.3f}"
         cells = [mean, len(row), deviation, f"{100 * error:.2f} points"]
         rows.append([row_title(name, row), *cells])
-    return markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 class Pair(NamedTuple):
@@ -337,7 +329,7 @@ def pairs_table(found: Sequence[Pair]) -> str:
         ]
         for pair in sorted(found, key=lambda pair: -pair.found.difference)
     ]
-    return markdown(header, rows, text=(1, 8))
+    return markdown.table(header, rows, text=(1, 8))
 
 
 def _p_value(p: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax.report import markdown as markdown_lib
 from fer_jax.report.factors import draw, drawn
 from fer_jax.study.design import label_of
 from fer_jax.study.effects import Effect, Fit, Frame, NotSeparable
@@ -191,7 +192,7 @@ class _Analysis:
 
     def _table(self, title: str, rows: list[list[str]]) -> str:
         head = [title, *ACCURACIES.values(), f"time ({self.unit})"]
-        return _table(head, rows)
+        return markdown_lib.table(head, rows)
 
     def limits(self) -> str:
         """Returns what the numbers do not say."""
@@ -293,12 +294,7 @@ def _cells(frame: Frame) -> str:
         for run, rows in frame.groupby("run", sort=True)
     ]
     head = ["Configuration", "seeds", *ACCURACIES.values(), f"time ({unit})", "best epoch"]
-    return f"#### Means over seeds\n\n{_table(head, rows)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"#### Means over seeds\n\n{markdown_lib.table(head, rows)}"
 
 
 def _all(values: Any) -> str:
