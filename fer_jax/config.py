@@ -30,8 +30,8 @@ from fer_jax.errors import ConfigError
 Config = Any
 
 PIPELINES = ("auto", "stream", "resident")
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adam", "sgd", "muon")
+SCHEDULES = ("constant", "cosine", "linear")
 CLASS_WEIGHTS = ("none", "balanced")
 DTYPES = ("float32", "bfloat16")
 DATASETS = ("fer2013", "synthetic_faces")
@@ -64,10 +64,15 @@ def get_config() -> Config:
     config.train.optimizer = "adam"  # one of OPTIMIZERS
     config.train.learning_rate = 1e-3
     config.train.schedule = "constant"  # one of SCHEDULES
-    config.train.warmup_epochs = 0.0  # of `cosine`: epochs of linear growth from 0
-    config.train.momentum = 0.9  # of `sgd`, Nesterov's
+    config.train.warmup_epochs = 0.0  # of `cosine` and `linear`: epochs of linear growth from 0
+    config.train.momentum = 0.9  # of `sgd` and `muon`, Nesterov's
+    config.train.bias_rate = 1.0  # factor on the rate of biases and normalisation
     config.train.weight_decay = 0.0  # decoupled, on kernels only
     config.train.label_smoothing = 0.0  # share of the target spread over all classes
+    config.train.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: off
+    config.train.cutmix = 0.0  # alpha, likewise; with both, each pair of images takes one
+    config.train.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0: off
+    config.train.sam_radius = 0.0  # of sharpness-aware minimisation, two passes a step; 0: off
     config.train.class_weights = "none"  # one of CLASS_WEIGHTS; balanced: n / (7 * class count)
     config.train.devices = 0  # devices to shard the batch over; 0: all that divide it and help
     config.train.eval_on_train = False  # dropout-free training metrics each epoch, not just at last
@@ -77,9 +82,13 @@ def get_config() -> Config:
 
     config.augment = ConfigDict()
     config.augment.flip = False  # mirror left to right, probability 1/2
+    config.augment.alternate_flip = False  # instead: each image mirrored in every other epoch
     config.augment.shift = 0.0  # at most this share of the side, each direction
     config.augment.rotate = 0.0  # at most so many degrees, either way
     config.augment.zoom = 0.0  # scale between 1 - zoom and 1 + zoom
+    config.augment.crop = 0.0  # resized crop that leaves out at most this share of the area
+    config.augment.brightness = 0.0  # factor between 1 - brightness and 1 + brightness
+    config.augment.contrast = 0.0  # factor between 1 - contrast and 1 + contrast
     config.augment.erase = 0.0  # probability of a random rectangle (2 to 20 % of the area)
 
     config.eval = ConfigDict()
@@ -137,17 +146,26 @@ FIELDS: Mapping[str, Field] = {
     "train.schedule": Field(NUMBERS, SCHEDULES),
     "train.warmup_epochs": Field(NUMBERS, Range(0, 10**6)),
     "train.momentum": Field(NUMBERS, Range(0, 1)),
+    "train.bias_rate": Field(NUMBERS, Range(0, 1e3)),
     "train.weight_decay": Field(NUMBERS, Range(0, 10)),
     "train.label_smoothing": Field(NUMBERS, Range(0, 0.99)),
+    "train.mixup": Field(NUMBERS, Range(0, 100)),
+    "train.cutmix": Field(NUMBERS, Range(0, 100)),
+    "train.ema_decay": Field(NUMBERS, Range(0, 0.999999)),
+    "train.sam_radius": Field(NUMBERS, Range(0, 10)),
     "train.class_weights": Field(NUMBERS, CLASS_WEIGHTS),
     "train.devices": Field(ROUNDING, Range(0, 2**16)),
     "train.eval_on_train": Field(SPEED),
     "train.start_from": Field(NUMBERS),  # only the folder's name, not where it lies
     "train.drop_disagreeing": Field(NUMBERS),
     "augment.flip": Field(NUMBERS),
+    "augment.alternate_flip": Field(NUMBERS),
     "augment.shift": Field(NUMBERS, Range(0, 1)),
     "augment.rotate": Field(NUMBERS, Range(0, 180)),
     "augment.zoom": Field(NUMBERS, Range(0, 0.9)),
+    "augment.crop": Field(NUMBERS, Range(0, 0.9)),
+    "augment.brightness": Field(NUMBERS, Range(0, 1)),
+    "augment.contrast": Field(NUMBERS, Range(0, 1)),
     "augment.erase": Field(NUMBERS, Range(0, 1)),
     "eval.batch_size": Field(SPEED, Range(1, 2**20)),
 }

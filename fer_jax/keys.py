@@ -2,7 +2,7 @@
 
 import jax
 
-_ORDER, _INIT, _STEP = range(3)
+_ORDER, _INIT, _STEP, _MIX, _FLIP = range(5)
 
 
 def _fold(seed: jax.Array, use: int, count: jax.Array | int) -> jax.Array:
@@ -23,3 +23,13 @@ def step_keys(seed: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The keys of a step's augmentation and of its dropout; seed `[]` uint32, step `[]` int32."""
     augment, dropout = jax.random.split(_fold(seed, _STEP, step))
     return augment, dropout
+
+
+def mix_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of how a step mixes pairs of images; seed `[]` uint32, step `[]` int32."""
+    return _fold(seed, _MIX, step)
+
+
+def flip_key(seed: jax.Array) -> jax.Array:
+    """The key of which images an alternating flip mirrors first; seed `[]` uint32."""
+    return _fold(seed, _FLIP, 0)
