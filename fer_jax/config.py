@@ -342,3 +342,7 @@ def validate(config: Config) -> None:
             raise ConfigError(f"config.{path} is {value!r}; it must be one of {', '.join(allowed)}")
     if config.train.drop_disagreeing and config.train.start_from is None:
         raise ConfigError("config.train.drop_disagreeing needs config.train.start_from")
+    if config.augment.flip and config.augment.alternate_flip:
+        raise ConfigError(
+            "config.augment.flip and config.augment.alternate_flip exclude each other; choose one"
+        )
