@@ -4,7 +4,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
 
 from fer_jax import optim, steps
@@ -12,6 +11,7 @@ from fer_jax.config import get_config
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import create_model, summary
+from fer_jax.predict import make_predict
 from fer_jax.state import create_state
 
 STEPS_PER_EPOCH = 100  # a constant learning rate does not depend on it
@@ -49,16 +49,12 @@ def measure(args):
     yield {"start_s": time.perf_counter() - start}
     yield {"train_images_per_s": args.batch * calls_per_s(train, wait, args.seconds)}
     if args.evaluate:
-        mask = np.ones(EVAL_BATCH, bool)
-        batch = (*create_batch(EVAL_BATCH), mask, mask)
+        predict = make_predict(model, mesh, EVAL_BATCH)
+        images, _ = create_batch(EVAL_BATCH)
         variables = state.variables
-        run = steps.make_eval_step(model, mesh)
-        run = run.lower(variables, *devices.put(batch, sharding)).compile()
-
-        def evaluate():
-            return np.asarray(run(variables, *devices.put(batch, sharding))[1])
-
-        rate = EVAL_BATCH * calls_per_s(evaluate, lambda: None, args.seconds)
+        rate = EVAL_BATCH * calls_per_s(
+            lambda: predict(variables, images), lambda: None, args.seconds
+        )
         yield {"eval_images_per_s": rate}
     yield {"parameters": summary.parameter_counts(model)[1], "flops": summary.flops(model)}
     yield {"devices": mesh.size, "bad_step": int(state.bad_step)}

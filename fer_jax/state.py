@@ -8,8 +8,33 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from fer_jax import keys, metrics
+from fer_jax import keys
 from fer_jax.labels import IMAGE_SHAPE
+
+
+class RunningSums(flax.struct.PyTreeNode):
+    """Sums over the training images of an epoch so far, each seen as it was trained on.
+
+    Attributes:
+      loss: `[]` float32, cross-entropy in nats.
+      correct: `[]` int32, images whose likeliest class was the true one.
+      count: `[]` int32, images.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "RunningSums":
+        """Returns the sums of no image."""
+        zero = jnp.zeros((), jnp.int32)
+        return cls(jnp.zeros((), jnp.float32), zero, zero)
+
+    def means(self) -> dict[str, float]:
+        """Returns `loss` and `accuracy`, on the host."""
+        count = int(self.count)
+        return {"loss": float(self.loss) / count, "accuracy": int(self.correct) / count}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -30,7 +55,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: Any
-    running: metrics.Sums
+    running: RunningSums
     bad_step: jax.Array
 
     @property
@@ -58,6 +83,6 @@ def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) 
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(variables["params"]),
-        running=metrics.create_sums(),
+        running=RunningSums.zeros(),
         bad_step=jnp.asarray(-1, jnp.int32),
     )

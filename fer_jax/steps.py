@@ -1,4 +1,4 @@
-"""The compiled steps: training on a batch given or gathered on the device, and evaluation.
+"""The compiled training steps, on a batch that is given or gathered on the device.
 
 Every step is one `jit` over one `shard_map`: each device works on its share of the global batch,
 gradients and sums are added over the devices, and nothing else depends on how many there are.
@@ -6,7 +6,6 @@ gradients and sums are added over the devices, and nothing else depends on how m
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +16,21 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fer_jax import keys, metrics
+from fer_jax import keys
 from fer_jax.config import Config
 from fer_jax.data.augment import augment
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch
 from fer_jax.labels import NUM_CLASSES
 from fer_jax.machine.devices import BATCH_AXIS
-from fer_jax.state import TrainState
+from fer_jax.state import RunningSums, TrainState
 
 AUX_WEIGHT = 0.3  # of each auxiliary head's loss; Szegedy et al. 2015, section 5
 
 
-def balanced_class_weights(labels: np.ndarray) -> np.ndarray:
-    """Returns `[7]` float32 weights n / (7 * images of the class); 0 for a class without images."""
-    counts = np.bincount(labels, minlength=NUM_CLASSES)
-    weights = len(labels) / (NUM_CLASSES * np.maximum(counts, 1))
+def balanced_class_weights(labels: np.ndarray, classes: int = NUM_CLASSES) -> np.ndarray:
+    """Returns `[classes]` float32 weights n / (classes * images of the class), 0 without images."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (classes * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 0.0).astype(np.float32)
 
 
@@ -46,19 +45,26 @@ def objective(
     """The loss that is minimised.
 
     Args:
-      logits: `[batch, 7]` float32.
+      logits: `[batch, classes]` float32.
       labels: `[batch]` int32.
       smoothing: share of the target spread over the classes (Szegedy et al. 2016, section 7).
-      class_weights: `[7]` float32, factor of each true class; None for ones.
+      class_weights: `[classes]` float32, factor of each true class; None for ones.
 
     Returns:
       `[batch]` float32, cross-entropy in nats.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, NUM_CLASSES), smoothing)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     loss = optax.softmax_cross_entropy(logits, targets)
     if class_weights is not None:
         loss = loss * jnp.asarray(class_weights)[labels]
     return loss
+
+
+def batch_sums(logits: jax.Array, labels: jax.Array) -> RunningSums:
+    """Sums over a batch: logits `[batch, classes]` float32, labels `[batch]` int32."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
+    return RunningSums(loss.sum(), correct, jnp.asarray(len(labels), jnp.int32))
 
 
 def is_scanned(mesh: Mesh) -> bool:
@@ -102,8 +108,7 @@ def _make_device_step(
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, inputs, labels, dropout_key
         )
-        sums = metrics.batch_sums(logits, labels, jnp.ones(len(labels), bool))
-        loss, grads, sums = lax.psum((loss, grads, sums), BATCH_AXIS)
+        loss, grads, sums = lax.psum((loss, grads, batch_sums(logits, labels)), BATCH_AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         return state.replace(
@@ -111,7 +116,7 @@ def _make_device_step(
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            running=state.running + sums,
+            running=jax.tree.map(jnp.add, state.running, sums),
             bad_step=jnp.where(first_bad, state.step, state.bad_step),
         )
 
@@ -220,64 +225,3 @@ def make_resident_epoch(train_steps: Callable, steps: int) -> Callable[..., Trai
         return train_steps(state, order, images, labels, steps)
 
     return train_epoch
-
-
-EvalSums = dict[str, metrics.Sums]  # `all` images, and `unique`: those not in train as well
-
-
-def make_eval_step(model: nn.Module, mesh: Mesh) -> Callable[..., tuple[EvalSums, jax.Array]]:
-    """Builds the evaluation of one batch; an image's result does not depend on its batch.
-
-    Args:
-      model: from `create_model`.
-      mesh: the devices that share a batch.
-
-    Returns:
-      A compiled function (variables, images `[batch, 48, 48, 1]` uint8, labels `[batch]` int32,
-      mask `[batch]` bool, unique `[batch]` bool) -> (sums over all masked-in images and over the
-      unique ones among them, probabilities `[batch, 7]` float32).
-    """
-
-    def step(variables, images, labels, mask, unique):
-        logits: Any = model.apply(variables, to_float(images), train=False)
-        sums = {
-            "all": metrics.batch_sums(logits, labels, mask),
-            "unique": metrics.batch_sums(logits, labels, mask & unique),
-        }
-        # Gathered, so that every process can read the results of all images.
-        probabilities = lax.all_gather(jax.nn.softmax(logits), BATCH_AXIS, tiled=True)
-        return lax.psum(sums, BATCH_AXIS), probabilities
-
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), *[P(BATCH_AXIS)] * 4),
-        out_specs=P(),
-        check_vma=False,
-    )
-    return jax.jit(mapped)
-
-
-def make_eval_scan(model: nn.Module, mesh: Mesh) -> Callable[..., tuple[EvalSums, jax.Array]]:
-    """Builds the evaluation of a whole split in one program, for an accelerator.
-
-    Args:
-      model: from `create_model`.
-      mesh: the devices that share a batch.
-
-    Returns:
-      As :func:`make_eval_step`, with a leading axis of batches on every input but the variables,
-      and on the probabilities.
-    """
-    step = make_eval_step(model, mesh)
-
-    @jax.jit
-    def scan(variables, images, labels, mask, unique):
-        def body(total, batch):
-            sums, probabilities = step(variables, *batch)
-            return jax.tree.map(jnp.add, total, sums), probabilities
-
-        start = {"all": metrics.create_sums(), "unique": metrics.create_sums()}
-        return lax.scan(body, start, (images, labels, mask, unique))
-
-    return scan

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax import metrics, optim, progressive, steps
+from fer_jax import optim, progressive, steps
 from fer_jax.config import (
     Config,
     changed_fields,
@@ -36,7 +36,7 @@ from fer_jax.runs import workdir as wd
 from fer_jax.runs.checkpoint import Checkpointer, read_progress
 from fer_jax.runs.progress import Progress
 from fer_jax.runs.stop import Interrupted, StopRequest
-from fer_jax.state import TrainState, create_state
+from fer_jax.state import RunningSums, TrainState, create_state
 
 log = logging.getLogger("fer_jax")
 
@@ -322,7 +322,7 @@ class _Run:
         """Returns the first step to take in an epoch; at its beginning, empties the sums."""
         first = int(self.state.step) - epoch * self.per_epoch
         if first == 0:
-            self.state = self.state.replace(running=self._place(metrics.create_sums()))
+            self.state = self.state.replace(running=self._place(RunningSums.zeros()))
         return first
 
     def _after_step(self, progress: Progress) -> None:
@@ -357,7 +357,7 @@ class _Run:
         )
 
     def _end_epoch(self, epoch: int, train_s: float) -> dict[str, Any]:
-        running = metrics.compute(jax.device_get(self.state.running))
+        running = self.state.running.means()
         row: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.state.step)}
         row |= {f"train_running/{name}": running[name] for name in ("loss", "accuracy")}
         evaluate = ["valid"] + ["train"] * self.config.train.eval_on_train

@@ -16,18 +16,6 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_seed_and_epoch_alone():
     assert not np.array_equal(order(0, 0), order(1, 0))
 
 
-def test_evaluation_batches_hold_each_image_once(dataset):
-    split = dataset.splits["test"]
-    images, labels, mask, unique = pipeline.eval_batches(split, 16)
-    assert images.shape == (2, 16, 48, 48, 1)
-    np.testing.assert_array_equal(images[mask], split.images)
-    np.testing.assert_array_equal(labels[mask], split.labels)
-    assert mask.sum() == 23
-    assert (mask & unique).sum() == 21
-    assert not mask[1, 7:].any()
-    assert not images[1, 7:].any()
-
-
 def test_a_batch_larger_than_the_split_is_refused():
     with pytest.raises(ValueError, match="batch_size is 71, but the train split has 70"):
         pipeline.steps_per_epoch(70, 71)

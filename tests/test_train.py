@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fer_jax import metrics, train
+from fer_jax import train
 from fer_jax.data import arrays
 from fer_jax.errors import TrainingError, WorkdirError
-from fer_jax.labels import CLASSES
 from fer_jax.runs import checkpoint, record, stop, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -280,27 +279,3 @@ def test_evaluate_best_gives_the_records_numbers_and_counts_openings(finished):
 def test_evaluating_before_training_says_what_to_do(config, tmp_path):
     with pytest.raises(TrainingError, match="train first"):
         train.evaluate_best(config, tmp_path / "nothing", "valid")
-
-
-def test_evaluation_does_not_depend_on_the_batch(config, dataset):
-    from fer_jax.evaluate import Evaluator
-    from fer_jax.machine import devices
-    from fer_jax.models import create_model
-
-    model = create_model(config.model)
-    images = np.asarray(dataset.splits["test"].images[:1], np.float32) / np.float32(255)
-    variables = model.init(jax.random.key(0), images, train=False)
-    mesh = devices.create_mesh(2, 16)
-    placed = devices.put(jax.device_get(variables), devices.replicated(mesh))
-    outputs = []
-    for size in (2, 7, 16, 64):  # 7 is rounded up to the next multiple of two
-        numbers, probabilities = Evaluator(model, mesh, dataset, size)(placed, "test")
-        assert probabilities.shape == (23, 7)
-        outputs.append(probabilities)
-        np.testing.assert_allclose(probabilities, outputs[0], rtol=1e-5)
-        accuracy = np.mean(probabilities.argmax(axis=1) == dataset.splits["test"].labels)
-        assert numbers["accuracy"] == pytest.approx(accuracy)
-    keep = ~dataset.splits["test"].in_train
-    hits = outputs[0].argmax(axis=1) == dataset.splits["test"].labels
-    assert numbers["accuracy_unique"] == pytest.approx(hits[keep].mean())
-    assert metrics.CLASSES == CLASSES

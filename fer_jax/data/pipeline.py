@@ -78,33 +78,3 @@ def stream_batches(
         for start in range(0, len(labels), batch_size):
             batch = slice(start, start + batch_size)
             yield images[batch], labels[batch]
-
-
-def eval_batches(
-    split: Split, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts a split into batches of one size that hold each image exactly once.
-
-    Args:
-      split: the images.
-      batch_size: images a batch.
-
-    Returns:
-      images `[batches, batch, 48, 48, 1]` uint8, labels `[batches, batch]` int32, mask and unique
-      `[batches, batch]` bool. The last batch is padded with zeros whose mask is False; unique is
-      False too for images whose pixels also stand in train.
-    """
-    count = len(split.labels)
-    batches = -(-count // batch_size)
-
-    def cut(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-        padded = np.zeros((batches * batch_size, *array.shape[1:]), dtype)
-        padded[:count] = array
-        return padded.reshape(batches, batch_size, *array.shape[1:])
-
-    return (
-        cut(split.images, np.uint8),
-        cut(split.labels, np.int32),
-        cut(np.ones(count, bool), bool),
-        cut(~np.asarray(split.in_train), bool),
-    )
