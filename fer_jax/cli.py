@@ -133,7 +133,7 @@ def report(data: Config | None, folder: Path | None) -> int:
     Returns:
       The process's exit status. Expected errors end in one line on standard error.
     """
-    from fer_jax.data.arrays import load_dataset
+    from fer_jax.data.prepare import load_dataset
     from fer_jax.report import page
 
     try:

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from fer_jax import metrics
-from fer_jax.data.arrays import Dataset
+from fer_jax.data.dataset import Dataset
 from fer_jax.predict import make_predict
 from fer_jax.runs.clock import Clock
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.data.arrays import Dataset
+from fer_jax.data.dataset import Dataset
 from fer_jax.errors import CheckpointError
 from fer_jax.evaluate import Evaluator
 from fer_jax.runs.checkpoint import Checkpointer

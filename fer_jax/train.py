@@ -22,8 +22,9 @@ from fer_jax.config import (
     format_changes,
     validate,
 )
-from fer_jax.data.arrays import Dataset, load_dataset
+from fer_jax.data.dataset import Dataset
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
+from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import TrainingError
 from fer_jax.evaluate import Evaluator
 from fer_jax.machine import devices, distributed

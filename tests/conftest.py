@@ -21,8 +21,9 @@ from flax import linen as nn  # noqa: E402
 
 from fer_jax import config as config_lib  # noqa: E402
 from fer_jax import models  # noqa: E402
-from fer_jax.data import arrays  # noqa: E402
+from fer_jax.data import arrays, prepare  # noqa: E402
 from fer_jax.data import drawn as faces  # noqa: E402
+from fer_jax.data.dataset import VERSIONS  # noqa: E402
 from fer_jax.models import layers  # noqa: E402
 
 COUNTS = {"train": 70, "valid": 21, "test": 23}  # no multiple of any batch used
@@ -61,7 +62,7 @@ def tiny_examples():
 def data_dir(tmp_path_factory) -> Path:
     """A data folder with a prepared, tiny `synthetic_faces`."""
     folder = tmp_path_factory.mktemp("data")
-    version = arrays.VERSIONS["synthetic_faces"]
+    version = VERSIONS["synthetic_faces"]
     target = folder / "synthetic_faces" / version / "arrays"
     source = {"name": "synthetic_faces", "kind": "synthetic_faces", "sha256": "0" * 64}
     arrays.write_arrays(target, tiny_examples(), source)
@@ -92,7 +93,7 @@ def config(data_dir):
 @pytest.fixture
 def dataset(config):
     """The tiny faces."""
-    return arrays.load_dataset(config.data)
+    return prepare.load_dataset(config.data)
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fer_jax.data import arrays
-from fer_jax.data.arrays import load_dataset, open_arrays, write_arrays
+from fer_jax.data import prepare as preparing
+from fer_jax.data.arrays import open_arrays, write_arrays
+from fer_jax.data.dataset import VERSIONS
+from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import DataError
 
 COUNTS = {"train": 5, "valid": 3, "test": 2}
@@ -80,6 +82,53 @@ def test_damaged_arrays(folder, split, field, damage):
         open_arrays(folder)
 
 
+@pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.parametrize("field", ["images", "labels", "ids", "in_train"])
+@pytest.mark.parametrize("damage", ["zeros", "one bit"])
+def test_changed_bytes_behind_a_whole_header(folder, split, field, damage):
+    path = folder / f"{split}_{field}.npy"
+    array = np.load(path)
+    data = bytearray(path.read_bytes())
+    start = len(data) - array.nbytes
+    if damage == "zeros":  # what a power cut leaves
+        data[start:] = bytes(array.nbytes)
+    else:
+        data[start + array.nbytes // 2] ^= 1
+    changed = data != path.read_bytes()
+    path.write_bytes(data)
+    if changed:  # the training split's in_train is all zeros as it is
+        with pytest.raises(
+            DataError, match=rf"{split}_{field}\.npy: .* Remove the folder .* again"
+        ):
+            open_arrays(folder)
+    else:
+        assert (split, field) == ("train", "in_train")
+
+
+def test_everything_is_on_the_disk_before_the_folder_is_renamed(tmp_path, monkeypatch):
+    synced = set()
+    fsync = os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_arrays(tmp_path / "arrays", make_splits(), SOURCE)
+    assert synced == {str(path) for path in (tmp_path / "arrays").iterdir()}
+
+
+def test_classes_are_kept(tmp_path):
+    splits = make_splits()
+    for _, labels, _ in splits.values():
+        labels %= 2
+    write_arrays(tmp_path / "v" / "arrays", splits, SOURCE, ("cat", "dog"))
+    assert open_arrays(tmp_path / "v" / "arrays").classes == ("cat", "dog")
+    np.save(tmp_path / "v" / "arrays" / "test_labels.npy", np.full(2, 2, np.uint8))
+    with pytest.raises(DataError, match=r"test_labels\.npy: holds label 2, allowed are 0..1"):
+        open_arrays(tmp_path / "v" / "arrays")
+
+
 def test_labels_out_of_range(folder):
     np.save(folder / "train_labels.npy", np.full(5, 7, np.uint8))
     with pytest.raises(DataError, match=r"train_labels\.npy: holds label 7"):
@@ -98,7 +147,7 @@ def test_damaged_metadata(folder, text):
 def test_other_format(folder):
     metadata = json.loads((folder / "metadata.json").read_text()) | {"format": 99}
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    with pytest.raises(DataError, match="format is 99, this program reads 1"):
+    with pytest.raises(DataError, match="format is 99, this program reads 2"):
         open_arrays(folder)
 
 
@@ -116,7 +165,7 @@ def config_of(tmp_path, **fields):
 
 
 def prepare(data_dir, kind, sha256="abc", name="fer2013"):
-    folder = data_dir.joinpath(*filter(None, (name, kind, "1.0.0", "arrays")))
+    folder = data_dir.joinpath(*filter(None, (name, kind, VERSIONS[name], "arrays")))
     write_arrays(folder, make_splits(), {"name": name, "kind": kind or name, "sha256": sha256})
 
 
@@ -125,7 +174,7 @@ def no_preparing(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError(f"prepares {args} {kwargs}")
 
-    monkeypatch.setattr(arrays, "_prepare", refuse)
+    monkeypatch.setattr(preparing, "_prepare", refuse)
 
 
 def make_source(tmp_path, name="fer2013.csv", header="emotion,pixels,Usage"):
@@ -168,13 +217,13 @@ def test_a_matching_source_is_accepted_and_another_refused(tmp_path):
 def test_what_is_not_prepared_is_prepared(tmp_path, monkeypatch):
     calls = []
 
-    def fake(name, *, data_dir, config=None, source=None):
+    def fake(name, data_dir, size, config=None, source=None):
         from fer_jax.data.sources import source_sha256
 
         calls.append((name, config, source))
         prepare(tmp_path, config, source_sha256(source) if source else "drawn", name)
 
-    monkeypatch.setattr(arrays, "_prepare", fake)
+    monkeypatch.setattr(preparing, "_prepare", fake)
     source = str(make_source(tmp_path, "icml_face_data.csv", "emotion, Usage, pixels"))
     for _ in range(2):  # the second time it is there
         load_dataset(config_of(tmp_path, source=source, partial=True))
@@ -187,12 +236,21 @@ def test_the_manual_folder_is_a_source(tmp_path, monkeypatch):
     (tmp_path / "downloads" / "manual").mkdir(parents=True)
     source = make_source(tmp_path / "downloads" / "manual")
 
-    def fake(name, *, data_dir, config, source):
+    def fake(name, data_dir, size, config, source):
         raise DataError(f"{name} {config} {source}")
 
-    monkeypatch.setattr(arrays, "_prepare", fake)
+    monkeypatch.setattr(preparing, "_prepare", fake)
     with pytest.raises(DataError, match=f"fer2013 csv {source}"):
         load_dataset(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["fer2013", "synthetic_faces"])
+@pytest.mark.parametrize("field", ["source", "data_dir"])
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.usefixtures("no_preparing")
+def test_empty_paths_are_refused(tmp_path, name, field, value):
+    with pytest.raises(DataError, match=rf"config\.data\.{field} is empty"):
+        load_dataset(config_of(tmp_path, **{"name": name, field: value}))
 
 
 def test_drawn_faces_take_no_source(tmp_path):
@@ -206,7 +264,7 @@ def test_data_dir_is_that_of_tfds(tmp_path, monkeypatch):
     assert load_dataset(config_of(tmp_path, data_dir=None)).kind == "jpeg"
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert arrays.default_data_dir() == tmp_path / "tensorflow_datasets"
+    assert preparing.default_data_dir() == tmp_path / "tensorflow_datasets"
 
 
 def run_python(code, **env):
@@ -223,7 +281,6 @@ def test_a_prepared_dataset_needs_neither_tfds_nor_tensorflow(tmp_path):
     prepare(tmp_path, "jpeg")
     code = """
         import sys
-        import fer_jax
         absent = {"tensorflow", "tensorflow_datasets", "PIL", "kagglehub"}
         class Absent:
             def find_spec(name, path=None, target=None):
@@ -235,7 +292,8 @@ def test_a_prepared_dataset_needs_neither_tfds_nor_tensorflow(tmp_path):
         config = SimpleNamespace(name="fer2013", source=None, data_dir=None, partial=False)
         print(load_dataset(config).kind)
         try:
-            load_dataset(SimpleNamespace(name="synthetic_faces", source=None, data_dir=None))
+            config.name = "synthetic_faces"
+            load_dataset(config)
         except DataError as error:
             print(error)
         """

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,9 +12,12 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from test_sources import ARCHIVE, GOOD, ROWS, write_csv, write_zip
 
-import fer_jax  # noqa: F401 (registers the builders)
-from fer_jax.data import arrays, sources
-from fer_jax.data.arrays import load_dataset, open_arrays
+from fer_jax import data
+from fer_jax.data import builder as builders
+from fer_jax.data import sources
+from fer_jax.data.arrays import open_arrays
+from fer_jax.data.dataset import VERSIONS
+from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES
 
@@ -27,6 +31,7 @@ def builder_of(data_dir, config, source=None):
     return tfds.builder("fer2013", config=config, data_dir=str(data_dir), source=source)
 
 
+data.register()
 pytestmark = pytest.mark.slow  # TensorFlow takes 10 s to import
 
 
@@ -116,7 +121,9 @@ def test_config_and_source_must_fit(tmp_path):
 
 
 def leftovers(data_dir):
-    return [p for p in data_dir.rglob("*") if p.name == "1.0.0" or "incomplete" in p.name]
+    return [
+        p for p in data_dir.rglob("*") if p.name == VERSIONS["fer2013"] or "incomplete" in p.name
+    ]
 
 
 def test_a_bad_source_leaves_nothing(tmp_path):
@@ -136,28 +143,49 @@ def test_a_full_disk_leaves_nothing(tmp_path, archive, monkeypatch, when):
         if when == "arrays":
             patch.setattr(np, "save", fail)
         else:
-            patch.setattr(arrays, "_encode_png", fail)
-        with pytest.raises(OSError, match="No space left"):
+            patch.setattr(builders, "_encode_png", fail)
+        with pytest.raises(DataError, match=r"No space left.*180 MB.*--config\.data\.data_dir"):
             load_dataset(config_of(tmp_path, archive))
     assert not leftovers(tmp_path)
     assert load_dataset(config_of(tmp_path, archive)).kind == "jpeg_partial"
 
 
-def test_the_second_of_two_at_once_uses_the_first(tmp_path, archive, monkeypatch):
+def test_the_second_of_two_at_once_waits_and_uses_the_first(tmp_path, archive, monkeypatch):
     first, second = (builder_of(tmp_path, "jpeg_partial", archive) for _ in range(2))
     read_source = sources.read_source
+    others = []
 
-    def overtaken(path, partial):
-        monkeypatch.setattr(sources, "read_source", read_source)
-        first.download_and_prepare()
+    def slow(path, partial):
+        others.append(threading.Thread(target=second.download_and_prepare))
+        others[0].start()
+        time.sleep(0.5)
         return read_source(path, partial)
 
-    monkeypatch.setattr(sources, "read_source", overtaken)
-    second.download_and_prepare()
-    assert len(leftovers(tmp_path)) == 1  # the folder 1.0.0 itself
+    monkeypatch.setattr(sources, "read_source", slow)
+    first.download_and_prepare()
+    others[0].join()
+    assert len(others) == 1  # the source was read once
+    assert len(leftovers(tmp_path)) == 1  # the folder of the version itself
     assert open_arrays(second.data_path / "arrays").kind == "jpeg_partial"
     assert second.info.splits["train"].num_examples == 2
     assert len(second.as_dataset(split="train")) == 2
+
+
+def test_what_a_killed_process_left_goes(tmp_path, archive):
+    version = VERSIONS["fer2013"]
+    left = tmp_path / "fer2013" / "jpeg_partial" / f"incomplete.ABC123_{version}" / "arrays"
+    left.mkdir(parents=True)
+    (left / "train_images.npy").write_bytes(b"x")
+    load_dataset(config_of(tmp_path, archive))
+    assert [p.name for p in leftovers(tmp_path)] == [version]
+
+
+def test_our_own_line_and_none_of_tfds(tmp_path, archive, caplog, capfd):
+    with caplog.at_level("INFO", "fer_jax"):
+        load_dataset(config_of(tmp_path, archive))
+    assert f"Preparing FER2013 from {archive} in {tmp_path}" in caplog.text
+    captured = capfd.readouterr()
+    assert "Downloading" not in captured.out + captured.err
 
 
 def test_a_builder_can_be_pickled(tmp_path, archive):
@@ -167,19 +195,25 @@ def test_a_builder_can_be_pickled(tmp_path, archive):
     assert builder._source == archive
 
 
-@pytest.mark.parametrize("first", ["fer_jax", "tensorflow_datasets", "fer_jax.data.fer2013"])
-def test_builders_are_registered_in_either_order(tmp_path, first):
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import fer_jax.data.fer2013", ["fer2013"]),
+        ("import fer_jax.data.synthetic_faces", ["synthetic_faces"]),
+        ("from fer_jax import data; data.register()", ["fer2013", "synthetic_faces"]),
+    ],
+)
+def test_builders_are_registered_by_their_import(tmp_path, code, names):
     code = f"""
-import {first}, sys
-early = "tensorflow_datasets" in sys.modules
-import fer_jax, tensorflow_datasets as tfds
-for name in ("fer2013", "synthetic_faces"):
+{code}
+import sys, tensorflow_datasets as tfds
+for name in {names}:
     tfds.builder(name, data_dir={str(tmp_path)!r})
-print(early, "tensorflow" in sys.modules)
+print("tensorflow" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(first != "fer_jax"), "False"]
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"{ARCHIVE} is not there")

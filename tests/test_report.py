@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fer_jax import cli
-from fer_jax.data import arrays, sources
+from fer_jax.data import dataset as datasets
+from fer_jax.data import prepare, sources
 from fer_jax.errors import DataError, DocumentError
 from fer_jax.report import duplicates, figures, markdown, page, paper, records, statistics, tables
 from fer_jax.study.plan import ROOT
@@ -440,7 +441,7 @@ def test_a_figure_is_saved_to_the_same_bytes_and_names_its_numbers(tmp_path):
 
 @pytest.fixture
 def faces(data_dir, config):
-    return arrays.load_dataset(config.data)
+    return prepare.load_dataset(config.data)
 
 
 def of_faces(faces):
@@ -510,14 +511,14 @@ def test_copies_are_counted():
         images = np.zeros((len(pixels), 48, 48, 1), np.uint8)
         images[:, 0, 0, 0] = pixels
         ids = np.array([f"Usage_{100 + i}" for i in range(len(pixels))], "S")
-        return arrays.Split(images, np.array(labels, np.uint8), ids, np.zeros(len(pixels), bool))
+        return datasets.Split(images, np.array(labels, np.uint8), ids, np.zeros(len(pixels), bool))
 
     splits = {
         "train": split([1, 1, 1, 2, 2, 3], [0, 0, 4, 5, 5, 6]),
         "valid": split([7, 2], [1, 4]),
         "test": split([1, 2, 9, 9], [4, 0, 1, 2]),
     }
-    found = duplicates.count(arrays.Dataset("fer2013", "jpeg", "ab", splits))
+    found = duplicates.count(datasets.Dataset("fer2013", "jpeg", "ab", splits))
     assert found["within"]["train"] == {
         "groups": 2,
         "images": 5,

@@ -93,7 +93,7 @@ def test_splits_are_balanced_shuffled_and_apart(splits):
 
 
 def test_the_drawing_is_the_one_of_this_version():
-    # Where this changes, arrays.VERSIONS["synthetic_faces"] must change too.
+    # Where this changes, dataset.VERSIONS["synthetic_faces"] must change too.
     images = faces.draw_faces(np.arange(7))
     means = [101.96, 106.79, 85.57, 162.45, 62.33, 146.54, 112.88]
     spreads = [38.07, 29.28, 67.6, 50.45, 37.05, 61.18, 64.59]
@@ -176,7 +176,9 @@ def test_architecture_02_learns_them_and_a_linear_model_does_clearly_worse():
 def test_the_builder_keeps_what_is_drawn(tmp_path):
     import tensorflow_datasets as tfds
 
-    from fer_jax.data import load_dataset
+    from fer_jax.data import load_dataset, register
+
+    register()
 
     config = get_config().data
     with config.unlocked():

@@ -8,6 +8,7 @@ import pytest
 
 from fer_jax import train
 from fer_jax.data import arrays
+from fer_jax.data.dataset import VERSIONS
 from fer_jax.errors import TrainingError, WorkdirError
 from fer_jax.runs import checkpoint, record, stop, workdir
 
@@ -258,7 +259,7 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
     other = tmp_path / "other"
-    target = other / "synthetic_faces" / arrays.VERSIONS["synthetic_faces"] / "arrays"
+    target = other / "synthetic_faces" / VERSIONS["synthetic_faces"] / "arrays"
     splits = {n: (s.images, s.labels, s.ids) for n, s in dataset.splits.items()}
     source = {"name": "synthetic_faces", "kind": "synthetic_faces", "sha256": "1" * 64}
     arrays.write_arrays(target, splits, source)

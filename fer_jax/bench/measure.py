@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from fer_jax import optim, steps
 from fer_jax.config import Config
-from fer_jax.data.arrays import Dataset, Split
+from fer_jax.data.dataset import Dataset, Split
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch, stream_batches
 from fer_jax.evaluate import Evaluator
 from fer_jax.labels import IMAGE_SHAPE

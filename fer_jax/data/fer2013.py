@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from fer_jax.data import sources
-from fer_jax.data.arrays import VERSIONS, ArraysMixin, Examples, check_source, open_arrays
+from fer_jax.data.arrays import open_arrays
+from fer_jax.data.builder import ArraysMixin
+from fer_jax.data.dataset import VERSIONS, Examples
 from fer_jax.errors import DataError
 
 _DESCRIPTIONS = {
@@ -43,7 +45,7 @@ class Fer2013(ArraysMixin, tfds.core.GeneratorBasedBuilder):
         self._original_state["source"] = source  # TFDS pickles a builder as its arguments
         self._source = source
 
-    def read_splits(self, dl_manager: Any) -> tuple[Mapping[str, Examples], str]:
+    def read_splits(self) -> tuple[Mapping[str, Examples], str]:
         """Reads and checks the source."""
         config = str(self.builder_config_name)
         kind = config.removesuffix(sources.PARTIAL)
@@ -61,4 +63,4 @@ class Fer2013(ArraysMixin, tfds.core.GeneratorBasedBuilder):
         super().download_and_prepare(**kwargs)
         if self._source is not None:
             folder = Path(self.data_dir)
-            check_source(open_arrays(folder / "arrays"), self._source, folder)
+            sources.check_source(open_arrays(folder / "arrays"), self._source, folder)

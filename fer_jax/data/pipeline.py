@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax import keys
-from fer_jax.data.arrays import Split
+from fer_jax.data.dataset import Split
 
 # What `tf.data` hands over at once: a small batch takes little longer to train than to hand over.
 _CHUNK_IMAGES = 1024

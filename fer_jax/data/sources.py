@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fer_jax.data.arrays import Examples
+from fer_jax.data.dataset import Dataset, Examples
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
 
@@ -128,6 +128,16 @@ def source_sha256(path: str | os.PathLike) -> str:
         return _members_sha256(_folder_members(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_source(dataset: Dataset, source: str | os.PathLike, folder: Path) -> None:
+    """Raises a DataError if the data set in `folder` was prepared from something else."""
+    sha256 = source_sha256(source)
+    if dataset.source_sha256 != sha256:
+        raise DataError(
+            f"{folder} was prepared from another source (SHA-256 {dataset.source_sha256}) than "
+            f"{source} ({sha256}). Remove that folder, or set config.data.data_dir to another one"
+        )
 
 
 def find_source(data_dir: Path, kind: str | None = None) -> Path:

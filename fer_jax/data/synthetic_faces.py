@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from fer_jax.data import drawn as faces
-from fer_jax.data.arrays import VERSIONS, ArraysMixin, Examples
+from fer_jax.data.builder import ArraysMixin
+from fer_jax.data.dataset import VERSIONS, Examples
 
 
 class SyntheticFaces(ArraysMixin, tfds.core.GeneratorBasedBuilder):
@@ -19,9 +19,8 @@ class SyntheticFaces(ArraysMixin, tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version(VERSIONS["synthetic_faces"])
 
-    def read_splits(self, dl_manager: Any) -> tuple[Mapping[str, Examples], str]:
+    def read_splits(self) -> tuple[Mapping[str, Examples], str]:
         """Draws the faces; the SHA-256 is that of all images and labels."""
-        del dl_manager  # nothing to fetch
         splits = faces.draw_splits()
         digest = hashlib.sha256()
         for images, labels, _ in splits.values():

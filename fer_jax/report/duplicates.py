@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fer_jax.config import get_config
-from fer_jax.data.arrays import Dataset, Split, load_dataset
+from fer_jax.data.dataset import Dataset, Split
+from fer_jax.data.prepare import load_dataset
 from fer_jax.labels import SPLITS
 from fer_jax.runs import record, workdir
 from fer_jax.study.plan import ROOT

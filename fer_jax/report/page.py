@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax.data.arrays import Dataset
+from fer_jax.data.dataset import Dataset
 from fer_jax.errors import DataError
 from fer_jax.report import duplicates, figures, markdown, records, statistics, tables
 from fer_jax.report.figures import Drawing, Faces

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.config import Config
-from fer_jax.data.arrays import Dataset
+from fer_jax.data.dataset import Dataset
 from fer_jax.machine import environment as environment_lib
 from fer_jax.ops import native
 
