@@ -17,6 +17,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from fer_jax.runs import stop
+
 MODES = ("train", "evaluate", "study", "benchmark", "summary", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -155,4 +157,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    stop.end_at_once()
     app.run(main, flags_parser=_parse_flags)

@@ -99,6 +99,7 @@ def study(
     Returns:
       The process's exit status: 1 if a run failed, 128 and the signal's number if interrupted.
     """
+    from fer_jax.study import execute
     from fer_jax.study import plan as studies
 
     if bool(experiments) == bool(study_file):
@@ -114,7 +115,7 @@ def study(
         if dry_run:
             studies.show(runs)
             return 0
-        return studies.run(runs)
+        return execute.execute(runs)
     except KeyboardInterrupt:  # a second Ctrl-C, which ends the run under way at once
         return 128 + signal.SIGINT
     except (ValueError, WorkdirError) as error:

@@ -193,18 +193,18 @@ def field_names() -> list[str]:
     return list(FIELDS)
 
 
-def fill_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+def fill_defaults(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """Returns all fields by path; one that an older record does not have counts as its default.
 
     Args:
-      before: the fields of a run or a record, nested or by path.
+      config: the fields of a run or a record, nested or by path.
     """
-    return flatten(get_config()) | flatten(before)
+    return flatten(get_config()) | flatten(config)
 
 
-def depends_on_length(config: Config) -> bool:
+def depends_on_length(config: Config | Mapping[str, Any]) -> bool:
     """Returns whether a step's numbers depend on how many epochs there will be."""
-    return config.train.schedule != "constant"
+    return fill_defaults(config)["train.schedule"] != "constant"
 
 
 def changed_fields(

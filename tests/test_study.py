@@ -1,16 +1,17 @@
+import dataclasses
 import json
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from fer_jax import config as config_lib
+from fer_jax.errors import ConfigError, RecordError
 from fer_jax.runs import workdir
 from fer_jax.runs.stop import StopRequest
+from fer_jax.study import execute
 from fer_jax.study import plan as study
 
 STUDY = """
@@ -41,10 +42,74 @@ def test_the_runs_of_one_seed_come_before_those_of_the_next():
     assert names(runs) == [(name, s) for s in (0, 1) for name in ("arch02_bs96", "arch03")]
 
 
-def test_what_has_a_record_is_done(tmp_path):
-    (tmp_path / "arch03_seed0.json").write_text("{}")
-    runs = study.plan(["arch02_bs96", "arch03"], 2, "0/1", folder=tmp_path)
-    assert [run.done for run in runs] == [False, True, False, False]
+def a_record(run, **changes):
+    """Returns what a run would leave, on the fewest lines."""
+    config = dict(run.fields)
+    metrics = {"valid": {"accuracy": 0.5 + 0.1 * run.seed}, "test": {"accuracy": 0.4}}
+    found = {"experiment": run.experiment, "seed": run.seed, "config": config}
+    return found | {"history": [{}], "epochs_run": 1, "metrics": metrics} | changes
+
+
+def states(runs):
+    return [run.record is not None for run in runs]
+
+
+def test_what_has_a_whole_record_of_its_configuration_is_done(tmp_path):
+    runs = study.plan(["arch02_bs96", "arch03"], 2, "0/1", results=tmp_path)
+    assert states(runs) == [False] * 4
+    workdir.write_json(runs[1].path, a_record(runs[1]))
+    again = study.plan(["arch02_bs96", "arch03"], 2, "0/1", results=tmp_path)
+    assert states(again) == [False, True, False, False]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "", None])
+def test_a_record_that_is_not_whole_does_not_count(tmp_path, text, caplog):
+    run = study.plan(["arch03"], 1, "0/1", results=tmp_path)[0]
+    whole = workdir.to_json(a_record(run))
+    workdir.write_text(run.path, whole[:500] if text is None else text)
+    assert states(study.plan(["arch03"], 1, "0/1", results=tmp_path)) == [False]
+    assert "is no record of a whole run" in caplog.text
+
+
+def test_a_record_of_fewer_epochs_than_its_history_says_does_not_count(tmp_path):
+    run = study.plan(["arch03"], 1, "0/1", results=tmp_path)[0]
+    workdir.write_json(run.path, a_record(run, epochs_run=2))
+    assert states(study.plan(["arch03"], 1, "0/1", results=tmp_path)) == [False]
+
+
+def test_a_record_of_another_length_is_to_do_and_one_of_other_numbers_is_refused(tmp_path):
+    run = study.plan(["arch03"], 1, "0/1", results=tmp_path)[0]
+    shorter = a_record(run, config=dict(run.fields) | {"train.epochs": 1})
+    workdir.write_json(run.path, shorter)
+    assert states(study.plan(["arch03"], 1, "0/1", results=tmp_path)) == [False]
+    other = a_record(run, config=dict(run.fields) | {"train.learning_rate": 0.1})
+    workdir.write_json(run.path, other)
+    with pytest.raises(RecordError, match=r"\(train.learning_rate: 0.1 -> 0.001\); move it away"):
+        study.plan(["arch03"], 1, "0/1", results=tmp_path)
+
+
+def test_the_records_in_the_repository_are_of_its_experiments():
+    done = study.plan(["arch01", "arch02_bs96", "arch02_bs16", "arch03"], 3, "0/1")
+    assert all(states(done))
+    assert all(states(study.plan_study(study.ROOT / "experiments" / "factors.py", None, "0/1")))
+
+
+def test_an_override_belongs_to_the_name_and_keeps_the_record_apart(tmp_path):
+    plain = study.plan(["arch03"], 1, "0/1")[0]
+    assert (plain.experiment, plain.path.parent) == ("arch03", study.RUNS)
+    overrides = ["train.learning_rate=1e-2", "train.devices=1", "train.epochs=20"]
+    run = study.plan(["arch03"], 1, "0/1", overrides)[0]
+    assert run.experiment == "arch03,learning_rate=0.01"  # the others change no number
+    assert run.path == study.OTHER_RESULTS / "runs" / "arch03,learning_rate=0.01_seed0.json"
+    assert run.fields["train.learning_rate"] == 0.01
+    assert "--config.train.devices=1" in run.flags
+    assert "--config.experiment=arch03,learning_rate=0.01" in run.flags
+
+
+def test_records_of_drawn_faces_stay_out_of_the_tracked_results():
+    assert study.plan(["quickstart"], 1, "0/1")[0].path.parent == study.OTHER_RESULTS / "runs"
+    run = study.plan(["arch03"], 1, "0/1", ["data.partial=true"])[0]
+    assert run.path.is_relative_to(study.OTHER_RESULTS)
 
 
 @pytest.mark.parametrize("experiments", [["arch01", "arch02_bs96", "arch03"], ["arch01", "arch03"]])
@@ -73,6 +138,8 @@ def test_an_unknown_experiment_is_refused_with_those_there():
     [
         ("train.epoch=3", "no field --override=train.epoch; near it: --override=train.epochs"),
         ("train.epochs", "it must be field=value"),
+        ("train.epochs=many", "--override=train.epochs is 'many'; it must be a whole number"),
+        ("train.epochs=0", "config.train.epochs is 0; it must lie between 1"),
     ],
 )
 def test_an_override_that_is_none_is_refused(override, message):
@@ -88,19 +155,29 @@ def study_file(tmp_path):
 
 
 def test_a_study_file_gives_named_runs_and_their_flags(study_file, tmp_path):
-    runs = study.plan_study(study_file, None, "0/1", ["train.devices=1"], tmp_path)
+    runs = study.plan_study(study_file, None, "0/1", ["train.devices=2"], tmp_path)
     one_seed = ["mini/base", "mini/dropout=0", "mini/dropout=0.5", "mini/epochs=2"]
     assert names(runs) == [(name, seed) for seed in (0, 1) for name in one_seed]
-    assert runs[-1].record == tmp_path / "mini" / "epochs=2_seed1.json"
+    assert runs[-1].path == tmp_path / "mini" / "epochs=2_seed1.json"
     assert runs[-1].flags == (
         f"--config={study_file}",
+        "--config.train.devices=2",
         "--config.experiment=mini/epochs=2",
         "--config.seed=1",
         "--config.train.epochs=2",
-        "--config.train.devices=1",
     )
     assert runs[-1].levels == {"dropout": "0.2", "epochs": "2"}
     assert len(study.plan_study(study_file, 3, "0/1", results=tmp_path)) == 12
+
+
+def test_an_override_belongs_to_a_study_s_name_but_may_not_be_a_factor(study_file):
+    runs = study.plan_study(study_file, 1, "0/1", ["train.batch_size=32"])
+    assert names(runs)[0] == ("mini,batch_size=32/base", 0)
+    folder = study.OTHER_RESULTS / "mini,batch_size=32"
+    assert runs[1].path == folder / "dropout=0_seed0.json"
+    assert runs[1].fields["train.batch_size"] == 32
+    with pytest.raises(ConfigError, match=r"--override=train.epochs: .*mini.py varies it"):
+        study.plan_study(study_file, 1, "0/1", ["train.epochs=1"])
 
 
 @pytest.fixture
@@ -113,48 +190,49 @@ def launched(monkeypatch, tmp_path, caplog):
     def launch(run, stop):
         calls.append(run.experiment)
         if run.experiment == "mini/dropout=0":
-            return 1
+            return 1, "the loss is not finite"
         if run.experiment == "mini/epochs=2":
-            return 128 + signal.SIGINT
+            return 128 + signal.SIGINT, ""
         folder = workdir.default_workdir(run.experiment, run.seed)
-        config = runpy.run_path(run.flags[0].removeprefix("--config="))["get_config"]()
-        with config.unlocked():
-            for flag in run.flags[1:]:
-                field, _, text = flag.removeprefix("--config.").partition("=")
-                value = config_lib.parse_text(field, text)
-                config.update_from_flattened_dict({field: value})
-        config = config.to_dict()
-        record = {"seed": run.seed, "config": config, "predictions": {"test": "long"}}
+        record = a_record(run, predictions={"test": "long"})
         workdir.write_json(folder / "results.json", record)
-        return 0
+        return 0, ""
 
-    monkeypatch.setattr(study, "_launch", launch)
+    monkeypatch.setattr(execute, "_launch", launch)
     return calls
 
 
-def test_a_failure_does_not_stop_the_others_and_is_listed(launched, study_file, tmp_path, caplog):
+def test_a_failure_does_not_stop_the_others_and_is_listed_with_its_reason(
+    launched, study_file, tmp_path, caplog, capsys
+):
     runs = study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3]
-    assert study.run(runs) == 1
+    assert execute.execute(runs) == 1
     assert launched == ["mini/base", "mini/dropout=0", "mini/dropout=0.5"]
-    assert caplog.messages[-1] == "Failed: mini/dropout=0, seed 0"
+    assert caplog.messages[-1] == "Failed: mini/dropout=0, seed 0: the loss is not finite"
     assert any(
         "Run 3 of 3: mini/dropout=0.5, seed 0, about 0 min left" in m for m in caplog.messages
     )
-    assert [run.done for run in runs] == [True, False, True]
+    again = study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3]
+    assert states(again) == [True, False, True]
+    assert capsys.readouterr().out.splitlines() == [
+        "experiment          done  valid            test",
+        "mini/base            1/1  0.5000           0.4000",
+        "mini/dropout=0       0/1  -                -",
+        "mini/dropout=0.5     1/1  0.5000           0.4000",
+    ]
 
 
 def test_the_same_plan_again_runs_only_what_failed(launched, study_file, tmp_path):
-    runs = study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3]
-    study.run(runs)
+    execute.execute(study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3])
     launched.clear()
-    study.run(study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3])
+    execute.execute(study.plan_study(study_file, 1, "0/1", results=tmp_path)[:3])
     assert launched == ["mini/dropout=0"]
 
 
 def test_a_record_says_the_levels_and_leaves_out_predictions(launched, study_file, tmp_path):
     runs = study.plan_study(study_file, 1, "0/1", results=tmp_path)
-    study.run(runs[2:3])
-    found = json.loads(runs[2].record.read_text())
+    execute.execute(runs[2:3])
+    found = json.loads(runs[2].path.read_text())
     assert found["levels"] == {"dropout": "0.5", "epochs": "1"}
     assert found["seed"] == 0
     assert "predictions" not in found
@@ -162,20 +240,42 @@ def test_a_record_says_the_levels_and_leaves_out_predictions(launched, study_fil
 
 def test_an_interruption_ends_the_study(launched, study_file, tmp_path, caplog):
     runs = study.plan_study(study_file, None, "0/1", results=tmp_path)[3:]
-    assert study.run(runs) == 130
+    assert execute.execute(runs) == 130
     assert launched == ["mini/epochs=2"]
     assert "the same command goes on" in caplog.messages[-1]
 
 
+def test_the_table_gives_mean_and_deviation_over_seeds_and_test_only_where_all_have_it():
+    runs = study.plan(["arch03", "arch01"], 2, "0/1", ["seed=7"])
+    runs = [dataclasses.replace(run, record=a_record(run)) for run in runs]
+    del runs[3].record["metrics"]["test"]
+    assert execute.format_table(runs).splitlines()[1:] == [
+        "arch03,seed=7     2/2  0.5500 ± 0.0707  0.4000 ± 0.0000",
+        "arch01,seed=7     2/2  0.5500 ± 0.0707  -",
+    ]
+
+
 def test_a_record_of_another_configuration_is_not_taken_for_done(launched, study_file, tmp_path):
-    study.run(study.plan_study(study_file, 1, "0/1", results=tmp_path)[:1])
-    study_file.write_text(STUDY.replace("config.train.epochs = 1", "config.train.epochs = 3"))
-    with pytest.raises(ValueError, match=r"base_seed0\.json .* \(train\.epochs: 1 -> 3\)"):
+    execute.execute(study.plan_study(study_file, 1, "0/1", results=tmp_path)[:1])
+    study_file.write_text(STUDY.replace("batch_size = 16", "batch_size = 32"))
+    with pytest.raises(RecordError, match=r"base_seed0\.json .* \(train\.batch_size: 16 -> 32\)"):
         study.plan_study(study_file, 1, "0/1", results=tmp_path)
-    study.plan_study(study_file, 1, "0/1", ["train.epochs=1"], tmp_path)  # what the record says
 
 
-def test_sigterm_to_the_study_alone_reaches_the_run(monkeypatch, tmp_path):
+@pytest.fixture
+def launch_program(monkeypatch, tmp_path):
+    """Returns a function that runs a program in the place of `launch.py`."""
+
+    def launch(code, stop):
+        (tmp_path / "launch.py").write_text(code)
+        monkeypatch.setattr(execute, "ROOT", tmp_path)
+        return execute._launch(study.Run("x", 0, tmp_path / "x.json", {}, ()), stop)
+
+    return launch
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_study_alone_reaches_the_run(monkeypatch, tmp_path, launch_program, signum):
     started = tmp_path / "started"
     code = (
         "import pathlib, signal, sys, time\n"
@@ -183,19 +283,32 @@ def test_sigterm_to_the_study_alone_reaches_the_run(monkeypatch, tmp_path):
         f"pathlib.Path({str(started)!r}).touch()\n"
         "time.sleep(60)"
     )
-    (tmp_path / "launch.py").write_text(code)
-    monkeypatch.setattr(study, "ROOT", tmp_path)
-    monkeypatch.setattr(study, "_GRACE_S", 0.1)
+    monkeypatch.setattr(execute, "_GRACE_S", 0.1)
     with StopRequest() as stop:
 
         def wait(process, timeout=None):
             if started.exists() and stop.signum is None:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signum)
             return original(process, timeout)
 
         original = subprocess.Popen.wait
         monkeypatch.setattr(subprocess.Popen, "wait", wait)
-        assert study._launch(study.Run("x", 0, tmp_path / "x.json", ()), stop) == 143
+        assert launch_program(code, stop)[0] == 143
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "reason"),
+    [
+        ("sys.exit('launch.py: no room')", 1, "no room"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), 9)", -9, "killed by SIGKILL"),
+        ("sys.exit(3)", 3, "first"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_last_line(launch_program, capsys, end, status, reason):
+    code = f"import os, sys\nprint('first\\n', file=sys.stderr, flush=True)\n{end}"
+    assert launch_program(code, StopRequest()) == (status, reason)
+    assert capsys.readouterr().err.startswith("first\n")
 
 
 @pytest.mark.slow
@@ -204,10 +317,10 @@ def test_a_study_trains_skips_and_keeps_records(study_file, data_dir, tmp_path, 
     command = [
         sys.executable,
         "-c",
-        "import sys; from pathlib import Path; from fer_jax import study\n"
+        "import sys; from pathlib import Path; from fer_jax.study import execute, plan\n"
         "results = Path(sys.argv[1])\n"
-        "runs = study.plan_study(Path(sys.argv[2]), 1, '0/1', sys.argv[3:], results)[:2]\n"
-        "sys.exit(study.run(runs))",
+        "runs = plan.plan_study(Path(sys.argv[2]), 1, '0/1', sys.argv[3:], results)[:2]\n"
+        "sys.exit(execute.execute(runs))",
         str(tmp_path / "results"),
         str(study_file),
         f"data.data_dir={data_dir}",
@@ -223,3 +336,4 @@ def test_a_study_trains_skips_and_keeps_records(study_file, data_dir, tmp_path, 
     again = subprocess.run(command, **options)
     assert again.returncode == 0
     assert "epoch" not in again.stderr
+    assert again.stdout.splitlines()[1].startswith("mini/base")

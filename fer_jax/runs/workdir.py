@@ -1,14 +1,21 @@
 """A run's folder: its lock, its log and the files in it."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fer_jax.errors import WorkdirError
+
+log = logging.getLogger("fer_jax")
 
 ROOT = Path("checkpoints")  # where runs land unless told otherwise
 
@@ -22,43 +29,99 @@ def default_workdir(experiment: str, seed: int) -> Path:
 def locked(workdir: Path) -> Iterator[None]:
     """Holds a run's folder, created if missing, for one process; the lock ends with the process.
 
+    Where the file system knows no locks, a line says so and nothing is held.
+
     Raises:
       WorkdirError: if another process holds it, or it cannot be written.
     """
-    import fcntl
-
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")
+        lock = (workdir / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise WorkdirError(
-            f"cannot write in {workdir}: {error.strerror}; choose another with --workdir=PATH"
-        ) from error
+        raise unwritable(workdir, error) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock.fileno())
         except OSError as error:
-            raise WorkdirError(
-                f"another run is using {workdir}; wait for it, or give this one a folder of its "
-                "own with --workdir=PATH"
-            ) from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise WorkdirError(
+                    f"another run is using {workdir}; wait for it, or give this one a folder of "
+                    "its own with --workdir=PATH"
+                ) from error
+            log.warning(
+                "%s cannot be locked (%s): see to it that no other run uses it",
+                *(workdir, error.strerror),
+            )
         yield
 
 
+def _lock(descriptor: int) -> None:
+    """Locks an open file for this process, or raises at once."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def unwritable(path: Path, error: OSError, needed: int | None = None) -> WorkdirError:
+    """Returns the error to raise for a path that could not be written.
+
+    Args:
+      path: what was to be written.
+      error: why it was not.
+      needed: bytes that were to be written, if known.
+    """
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sizes = [f"{needed:,} bytes are needed"] if needed is not None else []
+        with contextlib.suppress(OSError):
+            sizes.append(f"{shutil.disk_usage(path.parent).free:,} are free")
+        reason += f" ({', '.join(sizes)})" if sizes else ""
+    return WorkdirError(
+        f"cannot write {path}: {reason}; make room, or choose another folder with --workdir=PATH"
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all: to a temporary file beside `path`, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes JSON as :func:`write_text` writes text.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+      ValueError: for NaN or infinity, which JSON does not have.
+    """
+    write_text(path, to_json(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text whole or not at all: to a temporary file beside `path`, then renamed.
+
+    Args:
+      path: whose folder is created if missing.
+      text: with newlines as they shall be in the file.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    data = text.encode()
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(to_json(value) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise unwritable(path, error, len(data)) from error
 
 
 def to_json(value: Any, indent: int = 1) -> str:
@@ -90,38 +153,103 @@ class Log:
     """One JSON line and one TensorBoard point per epoch, in `<workdir>/log.jsonl` and events."""
 
     def __init__(self, workdir: Path, history: list[dict[str, Any]]):
-        """Opens the log and cuts it back to `history`, the rows that the restored state knows."""
-        from tensorboardX import SummaryWriter
+        """Opens the log and cuts it back to `history`, the rows that the restored state knows.
 
+        Raises:
+          WorkdirError: if it cannot be written.
+        """
         self._path = workdir / "log.jsonl"
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in history))
-        purge = history[-1]["epoch"] + 1 if history else None
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in history))
+        self._events = _Events(workdir / "tensorboard", history[-1]["epoch"] if history else 0)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends an epoch's row; numbers under keys with a `/` become TensorBoard scalars."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if "/" in name and isinstance(value, int | float):
-                self._events.add_scalar(name, value, row["epoch"])
-        self._events.flush()
+        """Appends an epoch's row; numbers under keys with a `/` become TensorBoard scalars.
+
+        Raises:
+          WorkdirError: if it cannot be written.
+        """
+        line = json.dumps(row) + "\n"
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise unwritable(self._path, error, len(line)) from error
+        self._events.add(row)
 
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
 
 
+class _Events:
+    """TensorBoard's event file; the first that cannot be written is the last, and is said so.
+
+    tensorboardX's `SummaryWriter` writes in a thread, whose errors nobody can catch.
+    """
+
+    def __init__(self, folder: Path, epochs: int):
+        """Opens an event file.
+
+        Args:
+          folder: TensorBoard's.
+          epochs: how many are known; later ones of an earlier session are hidden.
+        """
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._event: Any = getattr(event_pb2, "Event")  # noqa: B009 - made by protobuf at run time
+        session: Any = getattr(event_pb2, "SessionLog")  # noqa: B009
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+        with self._or_without():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+            if epochs:
+                start = session(status=session.START)
+                self._writer.write_event(self._event(step=epochs + 1, session_log=start))
+            self._writer.flush()
+
+    def add(self, row: dict[str, Any]) -> None:
+        from tensorboardX.summary import scalar
+
+        if self._writer is None:
+            return
+        with self._or_without():
+            for name, value in row.items():
+                if "/" in name and isinstance(value, int | float):
+                    point = {"step": row["epoch"], "summary": scalar(name, value)}
+                    self._writer.write_event(self._event(wall_time=time.time(), **point))
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with self._or_without():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
+            log.warning("%s; the run goes on without TensorBoard", unwritable(self._folder, error))
+
+
 def read_json(path: Path) -> Any | None:
     """Returns what a JSON file holds, None if it is not there.
 
     Raises:
-      WorkdirError: if it is not JSON.
+      WorkdirError: if it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise WorkdirError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise WorkdirError(f"{path} is not JSON ({error}); move it away to go on") from error
 

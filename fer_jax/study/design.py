@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.config import Config, check_field, flatten, validate
+from fer_jax.errors import ConfigError
 
 # A factor is a field, such as `train.epochs`, with its values; or any other word with named levels,
 # each of which sets some fields.
@@ -46,30 +47,36 @@ def load_study(path: Path) -> Study:
     """Reads a study file.
 
     Raises:
-      ValueError: if it is not there, cannot be read, or declares no study.
+      ConfigError: if it is not there, cannot be read, or declares no study.
     """
     if not path.is_file():
-        raise ValueError(f"no study file {path}; see experiments/factors.py for one")
+        raise ConfigError(f"no study file {path}; see experiments/factors.py for one")
     try:
         declared = runpy.run_path(str(path))
         study = declared["get_study"]() if "get_study" in declared else None
     except Exception as error:  # whatever the file's own code raises
         reason = " ".join(str(error).split())
-        raise ValueError(f"cannot read the study file {path}: {reason}") from error
+        raise ConfigError(f"cannot read the study file {path}: {reason}") from error
     if not isinstance(study, Study):
-        raise ValueError(f"{path} declares no study: it needs a get_study() that returns a Study")
+        raise ConfigError(f"{path} declares no study: it needs a get_study() that returns a Study")
     return study
+
+
+def factor_fields(study: Study) -> set[str]:
+    """Returns all fields that any factor of a study sets."""
+    parts = (_read(part) for part in (study.one_at_a_time, *study.grids))
+    return {field for factors in parts for levels in factors.values() for field in _fields(levels)}
 
 
 def cells(study: Study) -> list[Cell]:
     """Lists a study's configurations, each once, those that take little time first.
 
     Raises:
-      ValueError: for a field that is not there, a value that it cannot take, a factor that is
+      ConfigError: for a field that is not there, a value that it cannot take, a factor that is
         declared twice, or a study without runs; nothing is run before all are checked.
     """
     if study.seeds < 1:
-        raise ValueError(f"a study of {study.seeds} seeds has no runs; it needs 1 or more")
+        raise ConfigError(f"a study of {study.seeds} seeds has no runs; it needs 1 or more")
     single, *grids = [_read(part) for part in (study.one_at_a_time, *study.grids)]
     factors = _join([single, *grids])
     chosen = [{}] + [{name: label} for name, levels in single.items() for label in levels]
@@ -98,13 +105,15 @@ def _read(declared: Factors) -> _Read:
             named = [(label_of(value), {key: value}) for value in levels]
         name = key.split(".")[-1]
         if name in factors:
-            raise ValueError(f"two factors of this study have the short name {name}")
+            raise ConfigError(f"two factors of this study have the short name {name}")
         factors[name] = {}
         for label, fields in named:
             for field in fields:
                 check_field(field)
             if set(label) & set("/=,"):
-                raise ValueError(f"factor {key}: a level may not be named {label!r}, with / = or ,")
+                raise ConfigError(
+                    f"factor {key}: a level may not be named {label!r}, with / = or ,"
+                )
             _add(factors, name, label, fields)
     return factors
 
@@ -116,7 +125,7 @@ def label_of(value: Any) -> str:
 
 def _add(factors: _Read, name: str, label: str, fields: dict[str, Any]) -> None:
     if factors[name].setdefault(label, fields) != fields:
-        raise ValueError(f"factor {name} has two levels named {label}")
+        raise ConfigError(f"factor {name} has two levels named {label}")
 
 
 def _join(parts: Sequence[_Read]) -> _Read:
@@ -131,7 +140,7 @@ def _join(parts: Sequence[_Read]) -> _Read:
     for name, levels in factors.items():
         for field in _fields(levels):
             if owners.setdefault(field, name) != name:
-                raise ValueError(f"factors {owners[field]} and {name} both set {field}")
+                raise ConfigError(f"factors {owners[field]} and {name} both set {field}")
     return factors
 
 
@@ -165,7 +174,7 @@ def _base_level(name: str, levels: dict[str, dict[str, Any]], base: dict[str, An
             return label
     if len(fields := _fields(levels)) == 1:
         return label_of(base[fields.pop()])
-    raise ValueError(f"factor {name} needs a level that changes nothing, such as 'none': {{}}")
+    raise ConfigError(f"factor {name} needs a level that changes nothing, such as 'none': {{}}")
 
 
 def _set_fields(config: Config, fields: dict[str, Any]) -> None:
@@ -174,7 +183,7 @@ def _set_fields(config: Config, fields: dict[str, Any]) -> None:
             config.update_from_flattened_dict({field: value})
         except TypeError as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"config.{field} cannot be {value!r}: {reason}") from None
+            raise ConfigError(f"config.{field} cannot be {value!r}: {reason}") from None
 
 
 def _check(config: Config) -> tuple[tuple[str, Any], ...]:
