@@ -43,3 +43,11 @@ class WeightsError(FerError, ValueError):
 
 class BenchmarkError(FerError, RuntimeError):
     """A measurement failed."""
+
+
+class PictureError(FerError, ValueError):
+    """A picture, a video or a camera cannot be read; the message names it."""
+
+
+class ExtraError(FerError, ImportError):
+    """What was asked for needs an optional package; the message says how to install it."""

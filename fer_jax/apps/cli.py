@@ -1,0 +1,134 @@
+"""The command `fer-jax`: a trained network on photographs, folders, videos and cameras."""
+
+import argparse
+import contextlib
+import logging
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fer_jax.errors import FerError
+
+_STATUS = """exit status: 0 if everything was read and holds a face; 1 if something could not be
+read, is damaged or holds no face (the others are done); 2 if nothing could be begun;
+130 after Ctrl-C. What --json or --csv holds already is not done again."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.paths and options.camera is None:
+        parser.error("name pictures, folders or videos, or a camera with --camera=0")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("fer_jax").setLevel(logging.INFO)
+    try:
+        return _predict(options)
+    except FerError as error:
+        print(f"fer-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fer-jax", description="Seven emotions in faces.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser(
+        "predict",
+        help="find faces in pictures and videos, and say how probable each emotion is",
+        epilog=_STATUS,
+    ).add_argument
+    add("paths", nargs="*", type=Path, metavar="PATH", help="picture, video, or folder of such")
+    add("--camera", type=_number(0), metavar="INDEX", help="look at a camera, until Ctrl-C")
+    add("--weights", help="name of shipped weights, their folder, a run's folder or a Keras file")
+    add(
+        "--no-detect",
+        dest="detect",
+        action="store_false",
+        help="each picture is a face, cut out like FER2013's; others give their middle square",
+    )
+    add("--out", type=Path, metavar="DIR", help="write annotated copies there")
+    add("--json", type=Path, metavar="FILE", help="write, or go on with, a table in JSON lines")
+    add("--csv", type=Path, metavar="FILE", help="the same as CSV")
+    add("--every", type=_number(1), default=1, metavar="N", help="look at every Nth frame only")
+    add(
+        "--smooth",
+        type=_seconds,
+        default=0.5,
+        metavar="SECONDS",
+        help="average what is drawn of a face in a video over so long (default 0.5; 0: off); "
+        "tables are never smoothed",
+    )
+    add("--shard", type=_shard, default=(0, 1), metavar="i/n", help="do the i-th of n parts only")
+    add(
+        "--explain",
+        action="store_true",
+        help="in annotated copies, show what speaks for the label in red, against it in blue",
+    )
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.json and options.csv:
+        raise FerError("--json and --csv are one table each; name one of them")
+    if options.explain and not options.out:
+        raise FerError("--explain draws into annotated copies; say where with --out=DIR")
+    from fer_jax.apps import run
+    from fer_jax.apps.load import load
+    from fer_jax.apps.table import Table
+
+    _keep_compiled()
+    index, count = options.shard
+    files, root = run.find_files(options.paths, options.out)
+    if not files and options.camera is None:
+        raise FerError(f"no picture or video in {', '.join(map(str, options.paths))}")
+    predictor = load(options.weights)
+    what = run.Options(options.detect, options.out, options.explain, options.every, options.smooth)
+    path, kind = (options.json, "json") if options.json else (options.csv, "csv")
+    with contextlib.ExitStack() as stack:
+        table = None
+        if path:
+            table = stack.enter_context(Table(path, kind, predictor.classes, predictor.name))
+        return run.run(predictor, files[index::count], root, what, table, options.camera)
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs, so that the next command answers sooner."""
+    import jax
+
+    from fer_jax.machine import environment
+
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(environment.cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _number(least: int):
+    def number(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return number
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 3600:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 0 to n - 1")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Trained weights by name or from a file, as a :class:`~fer_jax.apps.predictor.Predictor`."""
+
+from pathlib import Path
+from typing import Any
+
+from fer_jax.apps.predictor import Predictor
+from fer_jax.errors import CheckpointError, WeightsError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# In a wheel, and in the repository.
+_SHIPPED = (_PACKAGE / "pretrained", _PACKAGE.parent / "checkpoints" / "pretrained")
+_SCORE = "valid/accuracy"  # what selects a run's best checkpoint
+
+
+def shipped() -> dict[str, Path]:
+    """Returns the weights that come with the package: name -> folder, in alphabetical order."""
+    folders = (folder for root in _SHIPPED if root.is_dir() for folder in root.iterdir())
+    return {f.name: f for f in sorted(folders, key=lambda f: f.name) if f.is_dir()}
+
+
+def load(weights: str | Path | None = None) -> Predictor:
+    """Loads a trained network.
+
+    Args:
+      weights: the name of shipped weights, a folder of weights (`model.safetensors` and
+        `config.json`), the folder of a finished run, or a published Keras file of mini-XCEPTION
+        (`.hdf5` or `.h5`). None for the shipped weights, if there are only one.
+
+    Returns:
+      What predicts. It is never without trained weights.
+
+    Raises:
+      WeightsError: if there are no such weights, or they are damaged.
+      CheckpointError: if a run's checkpoint cannot be read.
+    """
+    here = shipped()
+    names = ", ".join(here) or "none"
+    if weights is None:
+        if len(here) != 1:
+            raise WeightsError(f"which weights? Name some with --weights=NAME|PATH; here: {names}")
+        return _from_store(next(iter(here.values())))
+    if str(weights) in here:
+        return _from_store(here[str(weights)])
+    path = Path(weights).expanduser()
+    if (path / "checkpoints").is_dir():
+        return _from_run(path)
+    if path.is_dir():
+        return _from_store(path)
+    if not path.exists():
+        raise WeightsError(f"there are no weights {str(weights)!r}, by name ({names}) or as a file")
+    if path.suffix in (".hdf5", ".h5"):
+        return _from_keras(path)
+    if path.suffix == ".safetensors":
+        return _from_store(path.parent)
+    raise WeightsError(
+        f"{path} is not weights that can be read: .safetensors, .hdf5, .h5, or a run's folder"
+    )
+
+
+def _from_keras(path: Path) -> Predictor:
+    from fer_jax.models import MODELS
+    from fer_jax.weights.keras import import_keras_hdf5
+
+    try:
+        variables = import_keras_hdf5(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    return Predictor(MODELS["mini_xception"](), variables, path.stem)
+
+
+def _from_run(folder: Path) -> Predictor:
+    """Loads a run's best checkpoint."""
+    import jax
+
+    from fer_jax import optim
+    from fer_jax.config import get_config
+    from fer_jax.models import create_model
+    from fer_jax.runs.checkpoint import Checkpointer, read_progress
+    from fer_jax.state import create_state
+
+    progress = read_progress(folder)
+    if progress is None or not progress["history"]:
+        raise CheckpointError(f"{folder} holds no checkpoint of a completed epoch; train it first")
+    config: Any = get_config()
+    with config.unlocked():
+        for field, value in progress["config"].items():
+            config.update_from_flattened_dict({field: value})
+    model = create_model(config.model)
+    tx = optim.create_optimizer(config, 1)  # the schedule's length changes no array's shape
+    abstract = jax.eval_shape(lambda: create_state(model, tx, 0))
+    with Checkpointer(folder) as checkpoints:
+        there = set(checkpoints.steps())
+        rows = [row for row in progress["history"] if row["step"] in there]
+        if not rows:
+            raise CheckpointError(f"the best checkpoint of {folder} is not there any more")
+        best = max(rows, key=lambda row: row[_SCORE])
+        state, _ = checkpoints.restore(abstract, best["step"])
+    return Predictor(model, state.variables, folder.resolve().name)
+
+
+def _from_store(folder: Path) -> Predictor:
+    raise WeightsError(f"{folder} holds neither weights nor a run")

@@ -1,0 +1,191 @@
+"""A trained network with its weights, ready to be asked."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_jax.apps import crop, picture
+from fer_jax.apps.crop import Square
+from fer_jax.labels import CLASSES, SIDE
+
+BATCH = 32  # images at a time; fewer are padded, so that only one program is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face in a picture, and what the network says of it.
+
+    Attributes:
+      box: `[4]` float64, left, top, width and height in pixels. It may reach out of the picture.
+      score: how sure the detector is, 0.7 to 1; None where the picture was taken for a face.
+      points: `[5, 2]` float64, x and y in pixels of eyes, nose and the mouth's corners, see
+        :class:`fer_jax.apps.detect.Found`; None where the picture was taken for a face.
+      square: the part of the picture that the network saw.
+      image: `[48, 48]` uint8, what it saw.
+      probabilities: `[classes]` float32, which add up to 1.
+    """
+
+    box: np.ndarray
+    score: float | None
+    points: np.ndarray | None
+    square: Square
+    image: np.ndarray
+    probabilities: np.ndarray
+
+    def scaled(self, factor: float) -> "Face":
+        """Returns the same face in the picture enlarged by a factor."""
+        square = self.square
+        return dataclasses.replace(
+            self,
+            box=self.box * factor,
+            points=None if self.points is None else self.points * factor,
+            square=dataclasses.replace(
+                square, x=square.x * factor, y=square.y * factor, side=square.side * factor
+            ),
+        )
+
+
+class Predictor:
+    """Says how probable each class is for the faces in pictures.
+
+    Attributes:
+      name: of the weights.
+      classes: names of the classes, in the order of the probabilities.
+    """
+
+    def __init__(self, model: Any, variables: Any, name: str, classes: Sequence[str] = CLASSES):
+        """Takes a network, from `create_model`, and its variables.
+
+        The first JAX device computes. What convolutions run in is as `devices.start` left it: plain
+        XLA unless that was called.
+        """
+        import jax
+        from jax.sharding import Mesh
+
+        from fer_jax.machine import devices
+        from fer_jax.predict import make_predict
+
+        self._model = model
+        self._mesh = mesh = Mesh(np.asarray(jax.devices()[:1]), (devices.BATCH_AXIS,))
+        self.name = name
+        self.classes = tuple(classes)
+        self._variables = devices.put(variables, devices.replicated(mesh))
+        self._predict = make_predict(model, mesh, BATCH)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Predicts from pictures of one face each, such as FER2013's.
+
+        Args:
+          images: `[n, h, w]` grey or `[n, h, w, 3]` RGB, uint8, of any size. Of others than 48x48
+            the largest square in the middle is taken, and scaled.
+
+        Returns:
+          Probabilities `[n, classes]` float32; of 48x48 grey images exactly the exponential of what
+          :func:`fer_jax.predict.make_predict` gives.
+
+        Raises:
+          ValueError: for images of another shape or type.
+        """
+        images = np.asarray(images)
+        rgb = images.ndim == 4 and images.shape[-1] == 3
+        if images.dtype != np.uint8 or not (rgb or images.ndim == 3):
+            raise ValueError(
+                f"images are {images.dtype}{list(images.shape)}; they must be uint8, [n, h, w] or "
+                "[n, h, w, 3]"
+            )
+        grey = crop.luminance(images) if rgb else images
+        if grey.shape[1:] != (SIDE, SIDE):
+            square = crop.centre_square(*grey.shape[1:])
+            grey = np.stack([crop.crop(image, square) for image in grey]) if len(grey) else grey
+            grey = grey.reshape(-1, SIDE, SIDE)
+        log_probs = [
+            self._predict(self._variables, grey[start : start + BATCH, ..., None])
+            for start in range(0, len(grey), BATCH)
+        ]
+        return np.exp(np.concatenate([np.empty((0, len(self.classes)), np.float32), *log_probs]))
+
+    def detect_and_predict(self, source: np.ndarray | Path | str) -> list[Face]:
+        """Finds the faces in a picture and predicts for each.
+
+        Args:
+          source: `[h, w, 3]` RGB or `[h, w]` grey, uint8; or a file.
+
+        Returns:
+          The faces from left to right; an empty list if there is none.
+
+        Raises:
+          ExtraError: if OpenCV is not installed.
+          PictureError: if a file cannot be read.
+          ValueError: for an array of another shape or type.
+        """
+        return self.predict_pictures([source])[0]
+
+    def predict_pictures(
+        self, sources: Sequence[np.ndarray | Path | str], detect: bool = True
+    ) -> list[list[Face]]:
+        """Does as :meth:`detect_and_predict` for several pictures, whose faces share batches.
+
+        Args:
+          sources: pictures or files.
+          detect: look for faces; otherwise the middle square of each picture is taken for one.
+
+        Returns:
+          The faces of each picture.
+        """
+        faces = [self._faces(_to_picture(source), detect) for source in sources]
+        images = [face.image for those in faces for face in those]
+        if not images:
+            return faces
+        probabilities = iter(self.predict(np.stack(images)))
+        return [
+            [dataclasses.replace(face, probabilities=next(probabilities)) for face in those]
+            for those in faces
+        ]
+
+    def _faces(self, rgb: np.ndarray, detect: bool) -> list[Face]:
+        """Returns the faces of a picture, whose probabilities are still to come."""
+        grey = crop.luminance(rgb)
+        unknown = np.empty(0, np.float32)
+        if not detect:
+            square = crop.centre_square(*grey.shape)
+            half = square.side / 2
+            box = np.array([square.x - half, square.y - half, square.side, square.side])
+            return [Face(box, None, None, square, crop.crop(grey, square), unknown)]
+        faces = []
+        for found in self._detector(rgb):
+            square = crop.face_square(found.box, found.points)
+            image = crop.crop(grey, square)
+            faces.append(Face(found.box, found.score, found.points, square, image, unknown))
+        return faces
+
+    @functools.cached_property
+    def _detector(self) -> Any:
+        from fer_jax.apps.detect import Detector
+
+        return Detector()
+
+    def explain(self, face: Face) -> np.ndarray:
+        """Returns what a prediction rests on; see :func:`fer_jax.apps.explain.saliency`."""
+        from fer_jax.apps.explain import saliency
+
+        return saliency(self.predict, face.image)
+
+
+def _to_picture(source: np.ndarray | Path | str) -> np.ndarray:
+    """Returns `[h, w, 3]` uint8, RGB."""
+    if isinstance(source, str | Path):
+        return picture.decode(Path(source))
+    source = np.asarray(source)
+    grey = source.ndim == 2
+    if source.dtype != np.uint8 or not (grey or (source.ndim == 3 and source.shape[-1] == 3)):
+        raise ValueError(
+            f"the picture is {source.dtype}{list(source.shape)}; it must be uint8, [h, w, 3] (RGB) "
+            "or [h, w]"
+        )
+    if not source.size:
+        raise ValueError(f"the picture is empty: {list(source.shape)}")
+    return np.repeat(source[..., None], 3, axis=2) if grey else source

@@ -1,0 +1,270 @@
+"""Videos and cameras: frames in, upright and with their times; annotated frames out."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_jax.apps import opencv
+from fer_jax.errors import PictureError
+
+SUFFIXES = frozenset(
+    (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+)
+
+FALLBACK_RATE = 25.0  # frames per second, where neither header nor time stamps say
+_RATES = (1 / 60, 240.0)  # frames per second that are believed
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One frame.
+
+    Attributes:
+      index: from 0.
+      time_s: seconds.
+      picture: `[height, width, 3]` uint8, RGB; None where it was not decoded.
+    """
+
+    index: int
+    time_s: float
+    picture: np.ndarray | None
+
+
+class Video:
+    """The frames of a file or a camera, one after another; a context manager.
+
+    Attributes:
+      name: of the file or the camera.
+      rate: frames per second, of the header or, where that cannot be, of the first time stamps.
+      count: frames that the header announces; None if it does not, or of a camera.
+      read: frames that have been reached so far.
+    """
+
+    def __init__(self, source: Path | int):
+        """Opens a file, or a camera by its index.
+
+        Raises:
+          ExtraError: if OpenCV is not installed.
+          PictureError: if there is no such file or camera, or it is no video.
+        """
+        self._cv2: Any = opencv.load()
+        self._camera = isinstance(source, int)
+        self.name = f"camera {source}" if isinstance(source, int) else str(source)
+        self._capture = self._open(source)
+        self.read = self._damaged = 0
+        count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if not self._camera and 0 < count < 2**31 else None
+        self.rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        if not _is_rate(self.rate):
+            self.rate = FALLBACK_RATE if self._camera else self._measure_rate(source)
+
+    def _open(self, source: Path | int) -> Any:
+        cv2 = self._cv2
+        if isinstance(source, int):
+            capture = cv2.VideoCapture(source)
+            if not capture.isOpened():
+                raise PictureError(
+                    f"camera {source} cannot be opened: is it plugged in, not in use, and may this "
+                    "program use it (Linux: group `video`; macOS and Windows: privacy settings)?"
+                )
+            return capture
+        if not source.is_file():
+            what = "is a folder" if source.is_dir() else "does not exist"
+            raise PictureError(f"{source} {what}")
+        capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
+        if not capture.isOpened():
+            empty = " (it is empty)" if source.stat().st_size == 0 else ""
+            raise PictureError(f"{source} is not a video that OpenCV reads, or it is cut{empty}")
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # frames upright, as players show them
+        return capture
+
+    def _measure_rate(self, source: Path | int) -> float:
+        """Returns the rate that the time stamps of the first frames show."""
+        capture = self._open(source)
+        times = []
+        while len(times) < 50 and capture.grab():
+            times.append(capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000)
+        capture.release()
+        if len(times) > 1 and times[-1] > times[0]:
+            rate = (len(times) - 1) / (times[-1] - times[0])
+            if _is_rate(rate):
+                return rate
+        return FALLBACK_RATE
+
+    def __enter__(self) -> "Video":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Closes the file or the camera."""
+        self._capture.release()
+
+    def frames(
+        self, every: int, decode_all: bool, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Frame]:
+        """Yields the frames until the end.
+
+        Times are the container's; where it has none, of the rate; a camera's, since its first
+        frame.
+
+        Args:
+          every: which are wanted: those whose index it divides.
+          decode_all: give the pictures of the others too, not None.
+          stopped: asked before each frame; True ends.
+
+        Raises:
+          PictureError: if a file holds no frame at all.
+        """
+        last = start = None
+        while not stopped() and self._capture.grab():
+            now = time.monotonic()
+            start = now if start is None else start
+            time_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
+            if self._camera:
+                time_s = now - start
+            elif last is not None and not time_s > last:
+                time_s = last + 1 / self.rate
+            last = time_s
+            index, self.read = self.read, self.read + 1
+            picture = None
+            if decode_all or index % every == 0:
+                there, bgr = self._capture.retrieve()
+                if not there:
+                    self._damaged += 1
+                    continue
+                picture = _to_rgb(bgr)
+            yield Frame(index, round(time_s, 4), picture)
+        if not self._camera and not self.read:
+            raise PictureError(f"{self.name} holds no frame that can be decoded")
+
+    @property
+    def lost(self) -> int:
+        """Announced frames that could not be decoded; a single one may be the header's rounding."""
+        missing = (self.count or 0) - self.read
+        return self._damaged + (missing if missing > 1 else 0)
+
+
+def _is_rate(rate: float) -> bool:
+    return math.isfinite(rate) and _RATES[0] <= rate <= _RATES[1]
+
+
+def _to_rgb(frame: np.ndarray) -> np.ndarray:
+    """Returns `[height, width, 3]` uint8, RGB, of a frame in BGR or grey."""
+    if frame.ndim == 2:
+        return np.repeat(frame[..., None], 3, axis=2)
+    return np.ascontiguousarray(frame[..., ::-1])
+
+
+class Writer:
+    """Writes a video of the size and rate of its input; a context manager.
+
+    MPEG-4 in `.mp4`; where a side is odd, which that and most formats do not allow, Motion JPEG in
+    `.avi`. The file appears under its name when the context is left without an error.
+    """
+
+    def __init__(self, stem: Path, rate: float):
+        """Prepares; the file is opened at the first frame, whose size it takes.
+
+        Args:
+          stem: the file's path without `.mp4` or `.avi`.
+          rate: frames per second.
+        """
+        self._cv2: Any = opencv.load()
+        self._stem, self._rate = stem, rate
+        self._writer: Any = None
+        self._path = self._part = stem
+        self._written = 0
+
+    def write(self, picture: np.ndarray) -> None:
+        """Appends a frame, `[height, width, 3]` uint8, RGB.
+
+        Raises:
+          PictureError: if the file cannot be opened.
+        """
+        writer = self._writer or self._open(picture.shape[1], picture.shape[0])
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        self._written += 1
+
+    def _open(self, width: int, height: int) -> Any:
+        cv2 = self._cv2
+        odd = width % 2 or height % 2
+        suffix, codec = (".avi", "MJPG") if odd else (".mp4", "mp4v")
+        backend = cv2.CAP_OPENCV_MJPEG if odd else cv2.CAP_FFMPEG
+        self._path = self._stem.with_name(self._stem.name + suffix)
+        self._part = self._stem.with_name(f".{self._stem.name}.part{suffix}")
+        try:
+            self._stem.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PictureError(f"cannot write in {self._stem.parent}: {error.strerror}") from error
+        code = cv2.VideoWriter.fourcc(*codec)
+        self._writer = cv2.VideoWriter(str(self._part), backend, code, self._rate, (width, height))
+        if not self._writer.isOpened():
+            raise PictureError(f"cannot write {self._path}; choose another folder with --out=DIR")
+        return self._writer
+
+    def __enter__(self) -> "Writer":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Completes the file, or removes it after an error."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        if kind is None and self._frames() == self._written:
+            self._part.replace(self._path)
+            return
+        self._part.unlink(missing_ok=True)
+        if kind is None:
+            raise PictureError(f"{self._path} could not be written whole; is the disk full?")
+
+    def _frames(self) -> int:
+        capture = self._cv2.VideoCapture(str(self._part), self._cv2.CAP_FFMPEG)
+        count = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        return count
+
+
+class Smoother:
+    """Smooths the probabilities that are shown of each face over a window of time.
+
+    A face is followed by its box: it is the one of the frame before that it overlaps most, by at
+    least 0.3 of their union. What is shown is the mean over its last `window_s` seconds.
+    """
+
+    def __init__(self, window_s: float):
+        """Starts without a face; a window of 0 shows each frame's own probabilities."""
+        self._window_s = window_s
+        self._tracks: list[tuple[np.ndarray, list[tuple[float, np.ndarray]]]] = []
+
+    def __call__(
+        self, time_s: float, boxes: list[np.ndarray], probabilities: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Takes a frame's faces; returns what to show of each.
+
+        Args:
+          time_s: the frame's time, later than that of the frame before.
+          boxes: `[4]` of each face.
+          probabilities: `[classes]` of each face.
+
+        Returns:
+          `[classes]` of each face.
+        """
+        from fer_jax.apps.detect import overlap
+
+        before, self._tracks, shown = self._tracks, [], []
+        for box, new in zip(boxes, probabilities, strict=True):
+            likeness = [overlap(box, other) for other, _ in before]
+            past: list[tuple[float, np.ndarray]] = []
+            if likeness and max(likeness) >= 0.3:
+                past = before.pop(int(np.argmax(likeness)))[1]
+            kept = [(t, p) for t, p in past if t > time_s - self._window_s]
+            kept.append((time_s, new))
+            self._tracks.append((box, kept))
+            shown.append(np.mean([p for _, p in kept], axis=0))
+        return shown
