@@ -34,6 +34,8 @@ OPTIMIZERS = ("adam", "sgd", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 CLASS_WEIGHTS = ("none", "balanced")
 DTYPES = ("float32", "bfloat16")
+VIEWS = ("none", "flip", "shifts", "ten_crop")  # see fer_jax.tta.views
+AVERAGES = ("probabilities", "logits")  # see fer_jax.tta.average
 DATASETS = ("fer2013", "synthetic_faces")
 
 
@@ -48,6 +50,7 @@ def get_config() -> Config:
     config.data.source = config_dict.placeholder(str)  # archive, folder or CSV; None: look for it
     config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own, ~/tensorflow_datasets
     config.data.partial = False  # allow counts other than the published ones
+    config.data.drop_contradicting = False  # no training images whose copies have another label
     config.data.pipeline = "auto"  # one of PIPELINES; auto: stream on CPU, resident elsewhere
 
     config.model = ConfigDict()
@@ -78,6 +81,11 @@ def get_config() -> Config:
     config.train.eval_on_train = False  # dropout-free training metrics each epoch, not just at last
 
     config.train.start_from = config_dict.placeholder(str)  # a finished run's folder; None: anew
+    # Finished runs' folders or records whose predictions are soft targets; see fer_jax.teachers.
+    config.train.teachers = ()
+    config.train.distill_weight = 0.0  # share of the loss that the soft targets get
+    config.train.temperature = 1.0  # of soft targets
+    config.train.fold = config_dict.placeholder(str)  # i/k: fit without the i-th of k parts
     config.train.drop_disagreeing = False  # of `start_from`: leave out what its network gets wrong
 
     config.augment = ConfigDict()
@@ -93,6 +101,14 @@ def get_config() -> Config:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 256  # images; results do not depend on it
+    config.eval.open_test = True  # False: test is not evaluated at all, as in an ablation
+    config.eval.views = "none"  # one of VIEWS; the record then has averages over them as well
+    config.eval.average = "probabilities"  # over views and members, one of AVERAGES
+    config.eval.train_predictions = False  # the record keeps them for train too, for teaching
+
+    # Finished runs' folders or records: nothing is trained, their predictions are averaged.
+    config.ensemble = ConfigDict()
+    config.ensemble.members = ()
     return config.lock()
 
 
@@ -132,6 +148,7 @@ FIELDS: Mapping[str, Field] = {
     "data.source": Field(PLACE),
     "data.data_dir": Field(PLACE),
     "data.partial": Field(NUMBERS),
+    "data.drop_contradicting": Field(NUMBERS),
     "data.pipeline": Field(SPEED, PIPELINES),
     "model.name": Field(NUMBERS),
     "model.dropout": Field(NUMBERS, Range(0, 0.95)),
@@ -157,6 +174,10 @@ FIELDS: Mapping[str, Field] = {
     "train.devices": Field(ROUNDING, Range(0, 2**16)),
     "train.eval_on_train": Field(SPEED),
     "train.start_from": Field(NUMBERS),  # only the folder's name, not where it lies
+    "train.teachers": Field(NUMBERS),  # names only, likewise
+    "train.distill_weight": Field(NUMBERS, Range(0, 1)),
+    "train.temperature": Field(NUMBERS, Range(0.1, 100)),
+    "train.fold": Field(NUMBERS),
     "train.drop_disagreeing": Field(NUMBERS),
     "augment.flip": Field(NUMBERS),
     "augment.alternate_flip": Field(NUMBERS),
@@ -168,6 +189,11 @@ FIELDS: Mapping[str, Field] = {
     "augment.contrast": Field(NUMBERS, Range(0, 1)),
     "augment.erase": Field(NUMBERS, Range(0, 1)),
     "eval.batch_size": Field(SPEED, Range(1, 2**20)),
+    "eval.open_test": Field(NUMBERS),
+    "eval.views": Field(NUMBERS, VIEWS),
+    "eval.average": Field(NUMBERS, AVERAGES),
+    "eval.train_predictions": Field(NUMBERS),
+    "ensemble.members": Field(NUMBERS),  # names only, as of `train.teachers`
 }
 
 
@@ -235,6 +261,8 @@ def _comparable(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     fields = fill_defaults(config)
     if fields["train.start_from"]:
         fields["train.start_from"] = Path(fields["train.start_from"]).name
+    for path in ("train.teachers", "ensemble.members"):
+        fields[path] = [Path(name).name for name in fields[path]]
     # JSON knows no tuples.
     return {path: list(v) if isinstance(v, tuple) else v for path, v in fields.items()}
 
@@ -345,4 +373,9 @@ def validate(config: Config) -> None:
     if config.augment.flip and config.augment.alternate_flip:
         raise ConfigError(
             "config.augment.flip and config.augment.alternate_flip exclude each other; choose one"
+        )
+    if bool(config.train.teachers) != bool(config.train.distill_weight):
+        raise ConfigError(
+            f"config.train.distill_weight is {config.train.distill_weight} and config.train."
+            f"teachers is {config.train.teachers!r}: give both, or neither"
         )

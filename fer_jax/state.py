@@ -46,6 +46,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: the network's parameters, float32.
       batch_stats: running statistics of batch normalisation, float32; empty without it.
       opt_state: the optimiser's state.
+      averages: exponential averages of `params` and `batch_stats`, with these keys; empty unless
+        `train.ema_decay` is on. BatchNorm's statistics are averaged like the weights they go with.
       running: sums over the images of the epoch so far, as seen in training (dropout on).
       bad_step: `[]` int32, the first step whose loss was not finite, -1 if there was none.
     """
@@ -55,34 +57,39 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: Any
+    averages: Any
     running: RunningSums
     bad_step: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The network's variables as `model.apply` takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated, as `model.apply` takes it: the averages where there are any."""
+        return self.averages or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def create_state(
+    model: nn.Module, tx: optax.GradientTransformation, seed: int, averaged: bool = False
+) -> TrainState:
     """Initialises the network and the optimiser from the seed.
 
     Args:
       model: as `fer_jax.models.create_model` builds it.
       tx: the optimiser.
       seed: 0 to 2**31 - 1.
+      averaged: whether averages of the weights are kept.
 
     Returns:
       The state before the first step.
     """
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
     variables = model.init(keys.init_key(jnp.uint32(seed)), images, train=False)
+    evaluated = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        **evaluated,
         opt_state=tx.init(variables["params"]),
+        averages=jax.tree.map(jnp.copy, evaluated) if averaged else {},
         running=RunningSums.zeros(),
         bad_step=jnp.asarray(-1, jnp.int32),
     )

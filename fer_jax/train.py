@@ -164,8 +164,9 @@ class _Run:
     def _create_state(self) -> TrainState:
         # The schedule's length, known later, changes no array of the optimiser's first state.
         tx = optim.create_optimizer(self.config, 1)
-        create = jax.jit(create_state, static_argnums=(0, 1))
-        return create(self.model, tx, jnp.uint32(self.config.seed))
+        create = jax.jit(create_state, static_argnums=(0, 1, 3))
+        averaged = bool(self.config.train.ema_decay)
+        return create(self.model, tx, jnp.uint32(self.config.seed), averaged)
 
     def _start_from(self, folder: Path, fresh: TrainState) -> TrainState:
         start = self._place(progressive.best_of(folder, fresh))
@@ -254,7 +255,7 @@ class _Run:
         """Compiles the steps; returns a function (epoch, progress) that trains one epoch."""
         build = (self.model, self.tx, self.config, self.mesh, self.class_weights)
         if self.pipeline == "stream":
-            return self._make_streamed_epoch(steps.make_train_step(*build))
+            return self._make_streamed_epoch(steps.make_train_step(*build, self.per_epoch))
         return self._make_resident_epoch(steps.make_resident_steps(*build))
 
     def _make_streamed_epoch(self, train_step):

@@ -37,8 +37,8 @@ def swap_pairs(x: jax.Array) -> jax.Array:
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
-def mix(keys: jax.Array, images: jax.Array, targets: Any, config: Any) -> tuple[jax.Array, Any]:
-    """Mixes each example with its partner, as `config.train.mixup` and `cutmix` say.
+def mix(keys: jax.Array, images: jax.Array, config: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Mixes each image with its partner, as `config.train.mixup` and `cutmix` say.
 
     With both, each pair takes one of the two at even chances. Both images of a pair get the same
     share and the same rectangle.
@@ -46,24 +46,32 @@ def mix(keys: jax.Array, images: jax.Array, targets: Any, config: Any) -> tuple[
     Args:
       keys: `[batch / 2]` typed PRNG keys, one for each pair.
       images: `[batch, height, width, 1]` float in [0, 1], `batch` even.
-      targets: arrays `[batch, classes]` of one tree, float; each is mixed by the same shares.
       config: `config.train`; `mixup` and `cutmix` are the parameters of Beta distributions.
 
     Returns:
-      Images and targets; a target that sums to one still does.
+      Images; and `[batch]` float32 in [0, 1], the share of each that is still its own, which
+      :func:`blend` mixes targets by. The images as they were and None if both are off.
     """
     if not (config.mixup or config.cutmix):
-        return images, targets
-    draw = functools.partial(_draw_pair, height=images.shape[1], width=images.shape[2])
-    share = jax.vmap(lambda key: draw(key, mixup=config.mixup, cutmix=config.cutmix))(keys)
-    share = jnp.repeat(share, 2, axis=0)  # of each pixel, what stays of the example's own
-    images = blend(images, share[..., None])
-    own = share.mean(axis=(1, 2))
-    return images, jax.tree.map(lambda t: blend(t, own[:, None]), targets)
+        return images, None
+    draw = functools.partial(
+        _draw_pair,
+        height=images.shape[1],
+        width=images.shape[2],
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+    )
+    shares = jnp.repeat(jax.vmap(draw)(keys), 2, axis=0)
+    return blend(images, shares[..., None]), shares.mean(axis=(1, 2))
 
 
 def blend(x: jax.Array, share: jax.Array) -> jax.Array:
-    """Returns `share * x + (1 - share) * partner`; `share` broadcasts against `x`."""
+    """Returns `share * x + (1 - share) * partner`; what sums to one still does.
+
+    Args:
+      x: `[batch, ...]` float, `batch` even.
+      share: `[batch, ...]` float in [0, 1], as many axes as `x`.
+    """
     return share * x + (1.0 - share) * swap_pairs(x)
 
 
