@@ -59,6 +59,12 @@ def get_config() -> Config:
     config.model.dtype = "float32"  # of activations, one of DTYPES; parameters stay float32
     config.model.conv_layers = config_dict.placeholder(int)  # only for `family`: 2 to 6
     config.model.hidden_layers = config_dict.placeholder(int)  # only for `family`: 0 to 2
+    # Only for `compact`, each off by default; None: the network's own.
+    config.model.width = config_dict.placeholder(int)  # channels of its first stage: 16, 32, 48 ...
+    config.model.residual = config_dict.placeholder(bool)  # a shortcut in each stage
+    config.model.squeeze_excitation = config_dict.placeholder(bool)  # weighs each stage's channels
+    config.model.blur_pool = config_dict.placeholder(bool)  # anti-aliased down-sampling
+    config.model.dirac_init = config_dict.placeholder(bool)  # convolutions start as copies
 
     config.train = ConfigDict()
     config.train.batch_size = 96  # images a step, over all devices
@@ -155,6 +161,11 @@ FIELDS: Mapping[str, Field] = {
     "model.dtype": Field(NUMBERS, DTYPES),
     "model.conv_layers": Field(NUMBERS),
     "model.hidden_layers": Field(NUMBERS),
+    "model.width": Field(NUMBERS),
+    "model.residual": Field(NUMBERS),
+    "model.squeeze_excitation": Field(NUMBERS),
+    "model.blur_pool": Field(NUMBERS),
+    "model.dirac_init": Field(NUMBERS),
     "train.batch_size": Field(NUMBERS, Range(1, 2**20)),
     "train.epochs": Field(LENGTH, Range(1, 10**6)),
     "train.patience": Field(LENGTH, Range(0, 10**6)),

@@ -149,3 +149,41 @@ def test_pools_by_hand():
     np.testing.assert_array_equal(mean[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
     np.testing.assert_array_equal(layers.GlobalAvgPool().apply({}, x), [[7.5]])
     np.testing.assert_array_equal(layers.Flatten().apply({}, x), [np.arange(16)])
+
+
+def test_blur_pool_by_hand():
+    x = _normal(1, 6, 4, 2)
+    y = layers.BlurPool().apply({}, x)
+    assert y.shape == (1, 3, 2, 2)
+    array = np.asarray(x, np.float64)[0]
+    largest = np.max([array[i : i + 5, j : j + 3] for i in (0, 1) for j in (0, 1)], axis=0)
+    padded = np.pad(largest, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    weights = np.outer([1, 2, 1], [1, 2, 1])[..., None] / 16
+    for i in range(3):
+        for j in range(2):
+            window = padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            np.testing.assert_allclose(y[0, i, j], (window * weights).sum((0, 1)), rtol=1e-5)
+
+
+def test_squeeze_excitation_by_hand():
+    x = _normal(2, 3, 3, 16)
+    layer = layers.SqueezeExcitation()
+    variables = layer.init(jax.random.key(0), x)
+    params = jax.tree.map(np.asarray, variables["params"])
+    assert params["squeeze"]["kernel"].shape == (16, 2)
+    hidden = np.maximum(np.mean(x, axis=(1, 2)) @ params["squeeze"]["kernel"], 0)
+    weights = 1 / (1 + np.exp(-hidden @ params["excite"]["kernel"]))
+    expected = np.asarray(x) * weights[:, None, None]
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [4, 16])
+def test_dirac_kernels_hand_their_input_on(features):
+    x = _normal(2, 5, 5, 8)
+    conv = layers.Conv(features, (3, 3), use_bias=False, kernel_init=layers.dirac)
+    variables = conv.init(jax.random.key(0), x)
+    y = np.asarray(conv.apply(variables, x))
+    copies = min(features, 8)
+    np.testing.assert_allclose(y[..., :copies], x[..., :copies], rtol=1e-6)
+    rest = np.asarray(variables["params"]["kernel"])[..., copies:]
+    assert rest.size == 0 or 0.5 < rest.std() / np.sqrt(2 / (9 * 8)) < 1.5

@@ -76,6 +76,30 @@ def test_flops_leave_out_what_only_training_uses():
     assert [row.name for row in summary.layer_table(TwoHeads())] == ["extra", "logits"]
 
 
+class _Odd(nn.Module):
+    """A layer that the table does not know, and one that is called twice."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(images.shape[0], -1)
+        again = nn.Dense(48 * 48, name="again")
+        x = nn.LayerNorm(name="unknown")(again(again(x)))
+        return nn.Dense(7, name="logits")(x)
+
+
+def test_rows_sum_to_the_total_where_layers_are_unknown_or_called_twice():
+    rows = summary.layer_table(_Odd())
+    again = 48 * 48 * (48 * 48 + 1)
+    assert [(row.name, row.parameters) for row in rows] == [
+        ("again", again),
+        ("again", 0),
+        ("logits", 7 * (48 * 48 + 1)),
+        ("other", 2 * 48 * 48),
+    ]
+    assert sum(row.parameters for row in rows) == summary.parameter_counts(_Odd())[0]
+    assert f"{2 * 48 * 48:,}" in summary.format_table(_Odd())
+
+
 def test_text_has_the_totals():
     text = summary.format_table(_model("arch02"))
     assert "420,199" in text

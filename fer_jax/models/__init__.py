@@ -9,7 +9,7 @@ from flax import linen as nn
 from fer_jax.config import Config
 from fer_jax.errors import ConfigError
 from fer_jax.labels import NUM_CLASSES
-from fer_jax.models import alexnet, googlenet, paper, related, resnet, xception
+from fer_jax.models import alexnet, compact, contract, googlenet, paper, related, resnet, xception
 
 __all__ = ["MODELS", "create_model"]
 
@@ -28,6 +28,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "mini_xception": xception.MiniXception,
     "xception": xception.Xception,
     "resnet50": resnet.ResNet50,
+    "resnet18": resnet.ResNet18,
+    "compact": compact.Compact,
 }
 
 
@@ -50,7 +52,8 @@ def create_model(
         training: BatchNorm's statistics and dropout's masks. None outside `shard_map`.
 
     Raises:
-      ConfigError: for an unknown name, or fields that the network does not have.
+      ConfigError: for an unknown name, fields that the network does not have, or a network that
+        breaks :func:`fer_jax.models.contract.check`.
     """
     options: dict[str, Any] = config.to_dict()
     name = options.pop("name")
@@ -58,23 +61,30 @@ def create_model(
         raise ConfigError(
             f"config.model.name is {name!r}; it must be one of {', '.join(sorted(MODELS))}"
         )
-    _check_family_fields(name, options)
+    known = _field_names(MODELS[name])
+    for field in _OPTIONAL & options.keys():
+        if options[field] is None:  # left to the network
+            del options[field]
+        elif field not in known:
+            have = " and ".join(f"`{n}`" for n, m in MODELS.items() if field in _field_names(m))
+            raise ConfigError(
+                f"config.model.{field} is only for {have}; `{name}` has no such field"
+            )
+    if name == "family" and not {"conv_layers", "hidden_layers"} <= options.keys():
+        raise ConfigError("model `family` needs config.model.conv_layers and .hidden_layers")
     options["dtype"] = jnp.dtype(options["dtype"])
     options |= {"num_classes": num_classes, "axis_name": axis_name}
-    known = {field.name for field in dataclasses.fields(MODELS[name])}
-    return MODELS[name](**{field: value for field, value in options.items() if field in known})
+    model = MODELS[name](**{field: value for field, value in options.items() if field in known})
+    contract.check(model, num_classes)
+    return model
 
 
-def _check_family_fields(name: str, options: dict[str, Any]) -> None:
-    """Raises if the two fields of `family` are missing there, or set elsewhere."""
-    conv_layers, hidden_layers = options["conv_layers"], options["hidden_layers"]
-    if name != "family":
-        for field in ("conv_layers", "hidden_layers"):
-            if options[field] is not None:
-                raise ConfigError(f"config.model.{field} is only for the model `family`")
-        return
-    if conv_layers is None or hidden_layers is None:
-        raise ConfigError("model `family` needs config.model.conv_layers and .hidden_layers")
-    paper.family_stages(conv_layers)
-    if hidden_layers not in (0, 1, 2):
-        raise ConfigError(f"config.model.hidden_layers is {hidden_layers}; it must be 0 to 2")
+# Fields of `config.model` that are None by default.
+_OPTIONAL = {
+    *("conv_layers", "hidden_layers"),
+    *("width", "residual", "squeeze_excitation", "blur_pool", "dirac_init"),
+}
+
+
+def _field_names(network: type[nn.Module]) -> set[str]:
+    return {field.name for field in dataclasses.fields(network)}

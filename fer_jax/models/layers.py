@@ -14,6 +14,30 @@ from fer_jax.ops.depthwise import depthwise_conv
 # He et al. 2015, eq. 10: the spread that keeps the variance of ReLU activations layer after layer.
 he_normal = nn.initializers.he_normal()
 
+
+def dirac(key: jax.Array, shape: tuple[int, int, int, int], dtype: DTypeLike) -> jax.Array:
+    """Draws a kernel that hands its input on, and adds to it as :data:`he_normal` would.
+
+    With `channels` inputs, the first `channels` filters copy one channel each, as far as there are
+    so many; the others are He-normal. (Zagoruyko & Komodakis 2017 start so; the split into copies
+    and others is Jordan 2024's, airbench.)
+
+    Args:
+      key: a random key.
+      shape: `[height, width, channels, features]` of the kernel, the sides odd.
+      dtype: of the kernel.
+
+    Returns:
+      The kernel.
+    """
+    height, width, channels, features = shape
+    kernel = he_normal(key, shape, dtype)
+    copies = min(channels, features)
+    unit = jnp.eye(channels, copies, dtype=dtype)
+    kernel = kernel.at[..., :copies].set(0)
+    return kernel.at[height // 2, width // 2, :, :copies].set(unit)
+
+
 Conv = functools.partial(
     nn.Conv, kernel_init=he_normal, conv_general_dilated=ops.conv_general_dilated
 )
@@ -205,6 +229,50 @@ class GlobalAvgPool(nn.Module):
         return x.mean(axis=(1, 2))
 
 
+class BlurPool(nn.Module):
+    """Anti-aliased 2x2 max-pooling (Zhang 2019, MaxBlurPool with a 3x3 filter).
+
+    The maximum of every 2x2 window, then the binomial filter (1, 2, 1) / 4 along both sides in
+    steps of 2, edges repeated: sides halve, and an image moved by a pixel changes the result less.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` of even sides to half the sides."""
+        x = ops.max_pool(x, (2, 2), strides=(1, 1))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        for axis in (1, 2):
+            end = x.shape[axis]
+            low, middle, high = (lax.slice_in_dim(x, i, end - 2 + i, 2, axis) for i in range(3))
+            x = (low + 2 * middle + high) / 4
+        return x
+
+
+class SqueezeExcitation(nn.Module):
+    """Weighs channels by what the whole image holds (Hu et al. 2018).
+
+    Global average, a fully connected layer of a `reduction`th of the channels with ReLU, one of all
+    channels with a sigmoid, whose results the input is multiplied with.
+
+    Attributes:
+      reduction: the paper's r, where it has 16; 8 for networks as narrow as those here.
+      dtype: of the activations.
+    """
+
+    reduction: int = 8
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to an array of the same shape."""
+        channels = x.shape[-1]
+        weights = Dense(channels // self.reduction, dtype=self.dtype, name="squeeze")(
+            x.mean(axis=(1, 2))
+        )
+        weights = Dense(channels, dtype=self.dtype, name="excite")(nn.relu(weights))
+        return x * nn.sigmoid(weights)[:, None, None]
+
+
 class Flatten(nn.Module):
     """`[batch, ...]` to `[batch, features]`."""
 
@@ -280,7 +348,9 @@ LAYERS = (
     SeparableConv,
     MaxPool,
     AvgPool,
+    BlurPool,
     GlobalAvgPool,
+    SqueezeExcitation,
     BatchNorm,
     LocalResponseNorm,
     Resize,

@@ -125,6 +125,10 @@ class Family(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
+        if self.hidden_layers not in (0, 1, 2):
+            raise ConfigError(
+                f"config.model.hidden_layers is {self.hidden_layers}; it must be 0 to 2"
+            )
         x = images.astype(self.dtype)
         layer = 1
         for stage, (features, depth) in enumerate(family_stages(self.conv_layers), start=1):

@@ -34,9 +34,11 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
 
     Returns:
       A row for each convolution, fully connected layer, pooling, flattening, normalisation and
-      dropout; activations, sums and concatenations have none.
+      dropout; activations, sums and concatenations have none. A layer called twice has its
+      parameters in its first row; those of layers not known here are summed in a last row `other`.
     """
     rows: list[LayerRow] = []
+    counted = set()
     inside = []  # the layer that is running; what it calls is part of it
 
     def record(call, args, kwargs, context):
@@ -47,7 +49,8 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
         output = call(*args, **kwargs)
         inside.pop()
         name = "/".join(module.path)
-        size = _size(module.variables)
+        size = 0 if name in counted else _size(module.variables)
+        counted.add(name)
         kind = type(module).__name__
         if isinstance(module, ConvReluMaxPool):
             rows.append(LayerRow(name, "ConvRelu", _conv_shape(module, args[0]), size))
@@ -57,8 +60,9 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
         return output
 
     with nn.intercept_methods(record):
-        variable_shapes(model)
-    return rows
+        variables = variable_shapes(model)
+    rest = _size(variables) - sum(row.parameters for row in rows)
+    return [*rows, LayerRow("other", "", (), rest)] if rest else rows
 
 
 def flops(model: nn.Module) -> int:
