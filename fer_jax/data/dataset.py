@@ -22,12 +22,14 @@ class Split:
       ids: `[n]` bytes, the example's name in its source, e.g. `b"PrivateTest_10131363"`.
       in_train: `[n]` bool, whether an image of the training split has exactly the same pixels;
         False throughout for the training split itself.
+      soft: `[n, classes]` float32, soft labels of training images, rows sum to one; None without.
     """
 
     images: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
     in_train: np.ndarray
+    soft: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def start_streaming() -> None:
 
 def stream_batches(
     split: Split, order: np.ndarray, batch_size: int, first_step: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, Any]]:
     """Streams one epoch's full batches through `tf.data`, prefetched on a thread of its own.
 
     Args:
@@ -59,22 +60,30 @@ def stream_batches(
       first_step: batches to skip, for a run that goes on in mid-epoch.
 
     Yields:
-      images `[batch, 48, 48, 1]` uint8 and labels `[batch]` int32.
+      images `[batch, 48, 48, 1]` uint8 and labels `[batch]` int32, or the pair of these and soft
+      labels `[batch, classes]` float32 where the split has them.
     """
     import tensorflow as tf  # needed only here
 
+    soft = [] if split.soft is None else [split.soft]
+
     def gather(indices):
         # NumPy reads straight from the memory map: the split is never copied whole.
-        return split.images[indices], split.labels[indices].astype(np.int32)
+        return (
+            split.images[indices],
+            split.labels[indices].astype(np.int32),
+            *[array[indices] for array in soft],
+        )
 
     def load(indices):
-        return tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
+        kinds = (tf.uint8, tf.int32, *[tf.float32] * len(soft))
+        return tf.numpy_function(gather, [indices], kinds, stateful=False)
 
     last_step = steps_per_epoch(len(order), batch_size)
     indices = order[first_step * batch_size : last_step * batch_size]
     chunk = batch_size * max(1, _CHUNK_IMAGES // batch_size)
     chunks = tf.data.Dataset.from_tensor_slices(indices).batch(chunk).map(load).prefetch(2)
-    for images, labels in chunks.as_numpy_iterator():  # pyright: ignore[reportGeneralTypeIssues]
-        for start in range(0, len(labels), batch_size):
-            batch = slice(start, start + batch_size)
-            yield images[batch], labels[batch]
+    for arrays in chunks.as_numpy_iterator():  # pyright: ignore[reportGeneralTypeIssues]
+        for start in range(0, len(arrays[0]), batch_size):
+            images, *labels = (array[start : start + batch_size] for array in arrays)
+            yield images, tuple(labels) if soft else labels[0]
