@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_jax.study import analysis as factors
+from fer_jax.errors import RecordError
+from fer_jax.report import factor_figures, factors
 from fer_jax.study import design, effects
 from fer_jax.study.plan import ROOT
-from fer_jax.study.table import crossed, levels, one_at_a_time
+from fer_jax.study.table import crossed, levels, load, one_at_a_time, write_csv
 
 SEEDS = 2
 
@@ -35,6 +36,9 @@ def write_records(folder, cells, running=None, test=None, time=None, noise=0.002
             row = {
                 "train_running/accuracy": 0.6 + of["running"] + on_running,
                 "train_running/loss": 1.0,
+                "valid/accuracy": 0.5,
+                "valid/loss": 1.2,
+                "epoch": 1,
             }
             held_out = 0.5 + of["test"] + 0.01 * seed + on_test
             metrics = {
@@ -50,9 +54,14 @@ def write_records(folder, cells, running=None, test=None, time=None, noise=0.002
                 "levels": cell.levels,
                 "experiment": cell.config.experiment,
                 "seed": seed,
-                "config": {"train": {"optimizer": "adam", "learning_rate": 0.001}},
-                "dataset": {"name": "fer2013"},
-                "device": {"platform": "cpu", "kind": "a processor", "cpu_cores": 1},
+                "config": {
+                    "data": {},
+                    "model": {},
+                    "train": {"epochs": 1, "optimizer": "adam", "learning_rate": 0.001},
+                },
+                "dataset": {"name": "fer2013", "count": {}},
+                "device": {"platform": "cpu", "kind": "a processor", "count": 1, "cpu_cores": 1},
+                "test_evaluations": 1,
                 "epochs_run": 1,
                 "best_epoch": 1,
                 "history": [row],
@@ -64,7 +73,11 @@ def write_records(folder, cells, running=None, test=None, time=None, noise=0.002
 
 
 def table(folder, cells, **options):
-    return factors.load(write_records(folder / "records", cells, **options))
+    return load(write_records(folder / "records", cells, **options))
+
+
+def shown(frame):
+    return "\n\n".join(factors.blocks(frame).values())
 
 
 def claim(text, name):
@@ -82,7 +95,7 @@ def test_a_run_is_a_row_with_numbers_where_levels_are_numbers(tmp_path, cells):
     assert levels(frame, "dropout") == [0.0, 0.2, 0.5]
     assert levels(frame, "augment") == ["none", "flip", "flip+shift+rotate"]
     assert set(one_at_a_time(frame, "epochs")["run"]) == {"base", "epochs=5", "epochs=20"}
-    factors.write_csv(frame, tmp_path / "factors.csv")
+    write_csv(frame, tmp_path / "factors.csv")
     lines = (tmp_path / "factors.csv").read_text().splitlines()
     assert len(lines) == len(frame) + 1
     assert lines[0].startswith("run,seed,conv_layers,dropout,batch_size,epochs,hidden_layers,augm")
@@ -97,7 +110,7 @@ def test_the_whole_study_tells_the_interaction_of_each_pair(tmp_path):
     frame = table(tmp_path, cells)
     pairs = [{a[0], b[0]} for a, b in crossed(frame)]
     assert len(pairs) == 15
-    text = factors.markdown(frame)
+    text = shown(frame)
     assert text.count("| interaction of ") == 15
     assert (("conv_layers", 2, 6), ("dropout", 0.0, 0.5)) in crossed(frame)
 
@@ -106,7 +119,7 @@ def test_a_known_effect_is_recovered_and_is_said_to_hold(tmp_path, cells):
     def more(levels):
         return 0.03 * (int(levels["conv_layers"]) - 2)
 
-    text = factors.markdown(table(tmp_path, cells, running=more, test=more))
+    text = shown(table(tmp_path, cells, running=more, test=more))
     line = claim(text, "More convolution layers help")
     assert "(2 → 6): **holds on test data and on training data**" in line
     training, test = re.findall(r"[+-]\S+ \([^)]*\)", line)
@@ -134,7 +147,7 @@ def test_intervals_hold_the_true_effect_about_as_often_as_they_say(cells):
 
 
 def test_no_effect_is_undecided(tmp_path, cells):
-    text = factors.markdown(table(tmp_path, cells, noise=0.01))
+    text = shown(table(tmp_path, cells, noise=0.01))
     for name in factors.CLAIMS.values():
         assert ": **undecided**." in claim(text, name)
     assert ": **undecided**." in claim(text, "Hidden fully connected layers cost time")
@@ -144,10 +157,10 @@ def test_an_effect_on_training_alone_is_said_to_be_on_training_alone(tmp_path, c
     def more(levels):
         return 0.01 * int(levels["epochs"])
 
-    text = factors.markdown(table(tmp_path, cells, running=more))
+    text = shown(table(tmp_path, cells, running=more))
     line = claim(text, "More epochs help")
     assert "**holds on training data only; on test data it is undecided**" in line
-    text = factors.markdown(table(tmp_path, cells, running=more, test=lambda x: -more(x)))
+    text = shown(table(tmp_path, cells, running=more, test=lambda x: -more(x)))
     line = claim(text, "More epochs help")
     assert "**holds on training data only; on test data the opposite holds**" in line
     assert ": **undecided**." in claim(text, "More dropout helps")
@@ -176,7 +189,7 @@ def test_an_interaction_is_recovered_with_its_sign(tmp_path, cells):
     def more(levels):
         return 0.05 * (levels["conv_layers"] == "4") * float(levels["dropout"]) / 0.5
 
-    text = factors.markdown(table(tmp_path, cells, test=more))
+    text = shown(table(tmp_path, cells, test=more))
     assert "* The effect of dropout on test accuracy rises with convolution layers: +" in text
     row = next(x for x in text.splitlines() if x.startswith("| interaction of convolution layers"))
     estimate, low, high = numbers(row.split("|")[5])
@@ -188,7 +201,7 @@ def test_an_interaction_is_recovered_with_its_sign(tmp_path, cells):
 
 
 def test_no_interaction_is_undecided(tmp_path, cells):
-    text = factors.markdown(table(tmp_path, cells, noise=0.01))
+    text = shown(table(tmp_path, cells, noise=0.01))
     assert "* Whether the effect of dropout on test accuracy depends on convolution lay" in text
 
 
@@ -196,7 +209,7 @@ def test_time_is_a_ratio(tmp_path, cells):
     def double(levels):
         return float(levels["hidden_layers"] == "2")
 
-    text = factors.markdown(table(tmp_path, cells, time=double))
+    text = shown(table(tmp_path, cells, time=double))
     line = claim(text, "Hidden fully connected layers cost time")
     assert "**holds**" in line
     ratio, low, high = numbers(line)
@@ -205,7 +218,7 @@ def test_time_is_a_ratio(tmp_path, cells):
 
 
 def test_the_text_states_design_size_and_limits(tmp_path, cells):
-    text = factors.markdown(table(tmp_path, cells))
+    text = shown(table(tmp_path, cells))
     assert "32 runs on fer2013 (a processor, cores: 1): 16 configurations, 2 seeds each" in text
     assert "Varied together: convolution layers with dropout." in text
     assert "learning rate is 0.001 throughout (adam)" in text
@@ -214,13 +227,13 @@ def test_the_text_states_design_size_and_limits(tmp_path, cells):
 
 
 def test_too_few_runs_give_means_and_no_interval(tmp_path, cells):
-    assert factors.markdown(factors.load(tmp_path)) == "The factor study is not measured yet."
-    one = factors.markdown(table(tmp_path, cells, seeds=1))
-    assert "too few runs for intervals yet: all are of one seed" in one
-    assert "| `base` | 1 | 0.60" in one
-    part = factors.markdown(factors.load(write_records(tmp_path / "part", cells[:2])))
+    assert factors.blocks(load(tmp_path))["claims"] == "The factor study: not measured yet."
+    one = shown(table(tmp_path, cells, seeds=1))
+    assert "Too few runs for intervals yet: all are of one seed" in one
+    assert "| `base` | 0.60" in one
+    part = shown(load(write_records(tmp_path / "part", cells[:2])))
     assert "the base has no record yet" in part
-    part = factors.markdown(factors.load(write_records(tmp_path / "few", cells[2:4], seeds=2)))
+    part = shown(load(write_records(tmp_path / "few", cells[2:4], seeds=2)))
     assert "More epochs help**: not measured yet" in part
 
 
@@ -228,39 +241,50 @@ def test_a_study_that_is_half_done_is_analysed(tmp_path, cells):
     write_records(tmp_path / "records", cells)
     for cell in cells[5:]:
         (tmp_path / "records" / f"{cell.name}_seed1.json").unlink()
-    text = factors.markdown(factors.load(tmp_path / "records"))
+    text = shown(load(tmp_path / "records"))
     assert "1 to 2 seeds each" in text
     assert "More epochs help** (5 → 20)" in text
 
 
+def test_records_of_two_studies_are_refused(tmp_path, cells):
+    folder = write_records(tmp_path / "records", cells)
+    change(folder / "base_seed0.json", levels={"epochs": "5"})
+    with pytest.raises(RecordError, match="studies with different factors"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        ({"levels": {"epochs": "5"}}, "different factors"),
-        ({"epochs_run": 2}, r"base_seed0\.json: 1 epochs of 2"),
+        ({"epochs_run": 2}, r"base_seed0\.json .*: history has 1 of 2 epochs"),
+        ({"seconds": {"train": 1.0}}, r"base_seed0\.json .*: train_cpu is missing"),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(tmp_path, cells, change, message):
+def test_a_record_that_is_not_whole_is_left_out_in_a_line(
+    tmp_path, cells, changes, message, caplog
+):
     folder = write_records(tmp_path / "records", cells)
-    path = folder / "base_seed0.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        factors.load(folder)
+    change(folder / "base_seed0.json", **changes)
+    assert len(load(folder)) == SEEDS * len(cells) - 1
+    [line] = caplog.messages
+    assert re.search(message, line)
+
+
+def change(path, **changes):
+    found = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 def test_figures_are_there_and_the_same_each_time(tmp_path, cells):
     frame = table(tmp_path, cells)
-    paths = factors.draw(frame, tmp_path / "a")
-    assert [p.name for p in paths] == [
-        f"factors_{name}.svg" for name in ("accuracy", "time", "interaction")
-    ]
-    again = factors.draw(frame, tmp_path / "b")
-    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
-    assert all(b"<svg" in p.read_bytes()[:1000] for p in paths)
-    assert factors.draw(factors.load(tmp_path / "nothing"), tmp_path) == []
+    drawn = factor_figures.drawings(frame)
+    assert list(drawn) == ["factors_accuracy", "factors_time", "factors_interaction"]
+    for name, again in factor_figures.drawings(frame).items():
+        assert again.svg() == drawn[name].svg()
+    assert factor_figures.drawings(load(tmp_path / "nothing")) == {}
 
 
 def test_committed_records_are_all_of_the_declared_study(cells):
-    frame = factors.load(ROOT / "results" / "factors")
+    frame = load(ROOT / "results" / "factors")
     found = set(zip(frame["run"], frame["seed"], strict=True))
     assert found == {(cell.name, seed) for cell in cells for seed in (0, 1)}

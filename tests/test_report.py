@@ -1,5 +1,8 @@
 import base64
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +12,20 @@ import pytest
 from fer_jax import cli
 from fer_jax.data import dataset as datasets
 from fer_jax.data import prepare, sources
-from fer_jax.errors import DataError, DocumentError
-from fer_jax.report import duplicates, figures, markdown, page, paper, records, statistics, tables
-from fer_jax.study.plan import ROOT
+from fer_jax.errors import DataError, DocumentError, RecordError
+from fer_jax.report import (
+    duplicates,
+    figures,
+    html,
+    markdown,
+    page,
+    paper,
+    records,
+    statistics,
+    tables,
+    words,
+)
+from fer_jax.study.plan import ROOT, RUNS
 
 LABELS = np.arange(14) % 7
 CPU = {"platform": "cpu", "kind": "a processor", "cpu_cores": 2, "count": 1}
@@ -66,7 +80,7 @@ def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
         "dataset": {
             "name": "fer2013",
             "source_sha256": "ab",
-            "count": {"test": len(LABELS)},
+            "count": dict.fromkeys(("train", "valid", "test"), len(LABELS)),
         },
         "metrics": dict.fromkeys(("train", "valid", "test"), numbers),
         "predictions": {"test": packed(probabilities(classes))},
@@ -81,7 +95,13 @@ def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
 
 def write(folder, *found):
     for i, one in enumerate(found):
-        (folder / f"{i}.json").write_text(json.dumps(one))
+        (folder / f"{i}.json").write_text(json.dumps(one), encoding="utf-8")
+
+
+def document(sources):
+    """Returns docs/reproduction.md as it would be made from other records."""
+    text = page.PAGE.read_text(encoding="utf-8")
+    return page.updated_page(text, sources, page.drawings(sources))
 
 
 def loaded(*found):
@@ -97,27 +117,60 @@ def loaded(*found):
 
 @pytest.fixture(scope="module")
 def committed():
-    return page.build(page.load())
+    return page.load()
 
 
-def test_the_readme_says_what_the_records_say():
-    text = (ROOT / "README.md").read_text()
-    found = page.updated_readme(text, page.load())
-    assert found == text, "run: uv run launch.py --mode=report"
+@pytest.fixture(scope="module")
+def drawn(committed):
+    return page.drawings(committed)
 
 
-def test_the_committed_page_says_what_the_records_say(committed):
-    text = (page.DOCS / "reproduction.md").read_text()
-    assert committed.markdown == text, "run: uv run launch.py --mode=report"
-    assert page.html(text, page.DOCS) == (page.DOCS / "reproduction.html").read_text()
+MAKE = "run: uv run launch.py --mode=report"
 
 
-def test_the_committed_figures_are_drawn_from_what_the_records_give(committed):
+def test_the_readme_says_what_the_records_say(committed):
+    text = page.README.read_text(encoding="utf-8")
+    assert page.updated_readme(text, committed) == text, MAKE
+
+
+def test_the_committed_page_says_what_the_records_say(committed, drawn):
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.updated_page(text, committed, drawn) == text, MAKE
+
+
+def test_the_prose_has_the_constants_of_the_code():
+    text = " ".join(page.PAGE.read_text(encoding="utf-8").split())
+    for said in (
+        f"the first {figures.PER_CLASS} of each class",
+        f"in {statistics.BINS} bins of equal width",
+        f"The {figures.MISTAKES} test images of which",
+        f"the {words.BEST_RELATED} best other ones",
+    ):
+        assert said in text
+
+
+def test_the_committed_figures_are_drawn_from_what_the_records_give(drawn):
     folder = page.DOCS / "figures"
-    assert json.loads((folder / "data.json").read_text()) == json.loads(page.plotted(committed))
-    assert {p.name for p in folder.glob("*.svg")} == {f"{d.name}.svg" for d in committed.drawings}
-    for drawing in committed.drawings:
-        assert figures.digest(drawing.data) in (folder / f"{drawing.name}.svg").read_text()
+    data = (folder / "data.json").read_text(encoding="utf-8")
+    assert json.loads(data) == json.loads(page.plotted(drawn)), MAKE
+    assert {path.stem for path in folder.glob("*.svg")} == set(drawn)
+    for name, drawing in drawn.items():
+        svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        assert figures.digest(drawing.data) in svg
+
+
+def test_no_committed_record_is_left_out(committed):
+    found = sum(map(len, committed.runs.values()))
+    assert found == len(list(RUNS.rglob("*.json")))
+    assert len(committed.factors) == len(list(page.FACTORS.glob("*.json")))
+
+
+def test_the_seconds_of_a_committed_record_add_up():
+    for path in (*RUNS.rglob("*.json"), *page.FACTORS.glob("*.json")):
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        total, parts = seconds.pop("total", None), seconds
+        parts.pop("train_cpu")  # summed over cores
+        assert total is None or total >= sum(parts.values()), path
 
 
 def test_no_committed_figure_of_single_images_holds_a_picture():
@@ -126,7 +179,7 @@ def test_no_committed_figure_of_single_images_holds_a_picture():
     assert not any("<image" in path.read_text() for path in found)
 
 
-def test_the_studys_matrix_is_of_publictest():
+def test_the_papers_matrix_is_of_publictest():
     assert tuple(map(sum, paper.CONFUSION)) == sources.COUNTS["valid"]
     assert sum(paper.CONFUSION[i][i] for i in range(7)) == 1997
 
@@ -142,35 +195,68 @@ def test_every_row_has_an_experiment():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_evaluations": 2}, "test was evaluated 2 times"),
-        ({"epochs_run": 5}, "its history has 3 of 5 epochs"),
-        ({"dataset": {"name": "synthetic_faces"}}, "on synthetic_faces, not fer2013"),
-        ({"metrics": {"train": {}}}, "it has no 'accuracy'"),
-        ({"config": {"data": {"partial": True}}}, "on a part of the data set"),
+        ({"test_evaluations": 2}, r"0\.json: test was opened 2 times, not once"),
+        ({"epochs_run": 5}, r"0\.json .*: history has 3 of 5 epochs"),
+        (
+            {"dataset": {"name": "synthetic_faces", "count": {}}},
+            r"0\.json is of a run on synthetic_faces, not fer2013",
+        ),
+        ({"metrics": {"train": {}}}, r"0\.json .*: metrics\.train\.count is missing"),
+        ({"metrics": {"train": 3}}, r"0\.json .*: metrics\.train\.count is missing"),
+        ({"best_epoch": "3"}, r"0\.json .*: best_epoch is '3', no int"),
+        ({"seconds": {"train": float("nan")}}, r"0\.json .*: seconds\.train is nan"),
+        ({"history": [{}, {}, {}]}, r"0\.json .*: history\[0\]\.epoch is missing"),
+        ({"predictions": {}}, r"0\.json: predictions\.test is missing"),
+        ({"predictions": {"test": {"labels": "01"}}}, r"predictions\.test cannot be unpacked"),
+        (
+            {"predictions": {"test": packed(probabilities(LABELS[:7]), LABELS[:7])}},
+            r"predictions\.test has 7 of 14 images",
+        ),
+        (
+            {"predictions": {"test": packed(-probabilities(LABELS))}},
+            r"predictions\.test has values that are no probabilities",
+        ),
+        (
+            {"config": {"data": {"partial": True}, "model": {}, "train": {"epochs": 1}}},
+            r"0\.json is of a run on a part of the data set",
+        ),
     ],
 )
-def test_a_record_that_no_table_may_use_is_refused(tmp_path, changes, message):
-    write(tmp_path, record(**changes))
-    with pytest.raises(ValueError, match=rf"0\.json is no record of a whole run: .*{message}"):
-        records.load_runs(tmp_path)
+def test_a_record_that_no_table_may_use_is_left_out_in_a_line(tmp_path, changes, message, caplog):
+    write(tmp_path, record(**changes), record(1))
+    with pytest.raises(RecordError, match=message):
+        records.read(tmp_path / "0.json")
+    assert [r["seed"] for r in records.load_runs(tmp_path)["arch02_bs96"]] == [1]
+    [line] = caplog.messages
+    assert line.startswith("left out: ")
+    assert "\n" not in line
 
 
-def test_a_file_that_is_half_written_is_refused(tmp_path):
-    (tmp_path / "half.json").write_text(json.dumps(record())[:100])
-    with pytest.raises(ValueError, match=r"half\.json is no record of a whole run"):
-        records.load_runs(tmp_path)
+@pytest.mark.parametrize("text", ["", "[]", "3", json.dumps(record())[:100], "\xff"])
+def test_a_damaged_file_is_left_out(tmp_path, text, caplog):
+    (tmp_path / "half.json").write_bytes(text.encode("latin-1"))
+    assert records.load_runs(tmp_path) == {}
+    assert "half.json is no record of a whole run" in caplog.text
 
 
-def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path):
+def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path, caplog):
     write(tmp_path, record(0), record(0))
-    with pytest.raises(ValueError, match=r"1\.json: a second record of seed 0 on a like device"):
-        records.load_runs(tmp_path)
+    assert len(records.load_runs(tmp_path)["arch02_bs96"]) == 1
+    assert "1.json: a second record of seed 0 on a like device" in caplog.text
     write(tmp_path, record(0), record(1))
+    assert len(records.load_runs(tmp_path)["arch02_bs96"]) == 2
     other = record(1)
     other["config"]["train"]["epochs"] = 1
     write(tmp_path, record(0), other)
-    with pytest.raises(ValueError, match=r"1\.json: train\.epochs is 1, but 20 in seed 0"):
-        records.load_runs(tmp_path)
+    assert len(records.load_runs(tmp_path)["arch02_bs96"]) == 1
+    assert "1.json: train.epochs is 1, but 20 in seed 0" in caplog.text
+
+
+def test_a_metric_that_a_record_lacks_is_a_dash():
+    old = record(1)
+    old["metrics"]["test"] = {k: v for k, v in old["metrics"]["test"].items() if k != "macro_f1"}
+    line = tables.metrics_table(loaded(record(), old)).splitlines()[2]
+    assert line.startswith("| Architecture 02, batch 96 | 0.500 ± 0.000 | 0.857 ± 0.000 | - |")
 
 
 def test_records_are_found_below_the_folder_and_go_by_device_and_seed(tmp_path):
@@ -184,11 +270,16 @@ def test_records_are_found_below_the_folder_and_go_by_device_and_seed(tmp_path):
         ("gpu", 0),
     ]
     assert records.main_row(found) == found[:2]
-    rows = [
-        x for x in tables.paper_table({"arch02_bs96": found}).splitlines() if "`arch02_bs96`" in x
-    ]
+    rows = tables.time_table({"arch02_bs96": found}).splitlines()[2:4]
     assert rows[0].endswith("| another, 2 cores; a processor, 2 cores |")
     assert rows[1].endswith("| a GPU |")
+
+
+def test_what_all_ran_on_is_said_once_below_the_table():
+    text = tables.time_table(loaded(record(), record(experiment="arch01")))
+    assert text.count("a processor, 2 cores") == 1
+    assert "\n\nRun on: a processor, 2 cores.\n\n" in text
+    assert text.endswith("Architecture 02, batch 16, Architecture 03: not measured yet.")
 
 
 @pytest.mark.parametrize(
@@ -214,11 +305,30 @@ def test_how_far_a_run_went(experiment, run, patience, best, says):
 
 def test_several_seeds_give_mean_and_deviation():
     runs = loaded(record(0, 0.6), record(1, 0.5))
-    row = next(x for x in tables.paper_table(runs).splitlines() if "`arch02_bs96`" in x)
+    row = next(x for x in tables.paper_table(runs).splitlines() if "batch 96" in x)
     assert "0.550 ± 0.071" in row
     assert "0.540 ± 0.071" in row
-    assert "0.76, loss 0.63, 48 h" in row
-    assert "2.0 min |" in row
+    assert "| 2.0 min | 0.76 | 48 h |" in row
+
+
+def test_the_best_record_is_chosen_on_valid():
+    def scored(experiment, valid, test):
+        found = record(experiment=experiment)
+        numbers = found["metrics"]["test"]
+        found["metrics"] = found["metrics"] | {
+            "valid": numbers | {"accuracy": valid},
+            "test": numbers | {"accuracy": test},
+        }
+        return found
+
+    runs = loaded(scored("arch01", 0.5, 0.9), scored("mine", 0.6, 0.55), scored("moran", 0.4, 0.8))
+    assert tables.best_on_valid(runs) == "mine"
+    rows = tables.paper_table(runs).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:4]] == [
+        "| Architecture 01",
+        "| Best on valid: mine",
+    ]
+    assert "**0.550** on PrivateTest" in words.verdict(runs)
 
 
 def test_core_minutes_are_shown_where_every_record_has_them():
@@ -229,12 +339,15 @@ def test_core_minutes_are_shown_where_every_record_has_them():
 
 
 def test_a_page_without_any_record_says_so():
-    found = page.build(page.Sources({}, None, figures.Faces([])))
-    assert found.markdown.count("not measured yet") > 20
-    assert "1,485,831" in found.markdown  # the architectures need no record
+    sources = page.Sources({}, None, figures.Faces([]))
+    text = document(sources)
+    assert text.count("ot measured yet") > 20
+    assert "1,485,831" in text  # the architectures need no record
+    readme = page.updated_readme(page.README.read_text(encoding="utf-8"), sources)
+    assert "The paper's networks: not measured yet." in readme
 
 
-def test_the_crossing_is_the_first_epoch_that_reaches_the_studys_accuracy():
+def test_the_crossing_is_the_first_epoch_that_reaches_the_papers_accuracy():
     history = record()["history"]
     assert statistics.crossing(history, 0.6)["epoch"] == 2
     assert statistics.crossing(history, 0.95) is None
@@ -243,7 +356,7 @@ def test_the_crossing_is_the_first_epoch_that_reaches_the_studys_accuracy():
     assert statistics.loss_at(history, 0.95) is None
     assert statistics.loss_at(history, 0.2) is None  # the curve begins above it
     table = tables.crossing_table(loaded(record()))
-    assert "| 3 | 0.733 | 0.900, 0.500 | not recorded | 0.750, 1.500 | 0.750 |" in table
+    assert "| 3 | 0.733 | 0.900, 0.500 | - | 0.750, 1.500 | 0.750 |" in table
 
 
 def test_the_crossing_shows_training_without_dropout_where_it_is_recorded():
@@ -257,26 +370,48 @@ def test_a_curve_that_does_not_get_there_says_so():
     found = record(experiment="arch03")
     found["history"][-1]["train_running/accuracy"] = 0.85
     assert "not within 3 epochs" in tables.crossing_table(loaded(found))
-    assert (
-        "does not reach accuracy 0.889"
-        in page.build(
-            page.Sources(loaded(found), None, figures.Faces([str(i) for i in range(14)]))
-        ).markdown
-    )
+    assert "does not reach accuracy 0.889" in words.crossing(loaded(found))
 
 
-def test_the_related_table_has_sizes_and_what_the_study_prints():
+def test_the_related_table_has_sizes_and_what_the_paper_prints():
     table = tables.related_table(loaded(record(experiment="mini_xception", epochs_run=1)))
     row = next(x for x in table.splitlines() if "mini-XCEPTION" in x)
-    assert "| 58,423 |" in row
-    assert "| 1 | 1 epoch only, shows that it learns | a processor, 2 cores | 0.500 |" in row
-    assert "| 0.95 |" in row
-    assert "not measured yet" in next(x for x in table.splitlines() if "GoogLeNet" in x)
+    assert "| 0.500 | 0.500 | 0.500 | 1 | 0.95 | 1 | 58,423 | 20.3 | 1 epoch only, shows" in row
+    assert [x for x in table.splitlines() if "GoogLeNet" in x] == table.splitlines()[-1:]
+    assert table.endswith("Architecture 03: not measured yet.")
 
 
-def test_markers_must_be_there():
-    with pytest.raises(DocumentError, match="paper:begin"):
-        markdown.replace_block("no markers", "paper", "")
+# Documents
+
+
+BLOCK = "before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter"
+
+
+def test_prose_stays_and_blocks_are_made_anew():
+    found = markdown.replace_blocks(BLOCK, {"a": lambda: "new"})
+    assert found == BLOCK.replace("old", "new")
+    assert markdown.replace_block(BLOCK, "a", "new") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no markers", "no block for 'a'.* add <!-- a:begin --> and <!-- a:end -->"),
+        (BLOCK + BLOCK.replace("a:", "b:"), "nothing makes the block 'b'; there are a"),
+        (BLOCK + BLOCK, "<!-- a:begin --> is out of place"),
+        ("<!-- a:end --><!-- a:begin -->", "<!-- a:end --> is out of place"),
+        ("<!-- a:begin -->", "there is no <!-- a:end -->"),
+    ],
+)
+def test_a_block_that_is_unknown_missing_or_out_of_place_is_refused(text, message):
+    with pytest.raises(DocumentError, match=message):
+        markdown.replace_blocks(text, {"a": lambda: "new"})
+
+
+def test_a_table_aligns_numbers_right():
+    assert markdown.table(("a", "b", "c"), [(1, 2, 3)], text=(2,)) == (
+        "| a | b | c |\n| --- | ---: | --- |\n| 1 | 2 | 3 |"
+    )
 
 
 # Statistics
@@ -331,7 +466,7 @@ def test_pairs_count_who_alone_is_right():
     assert pair.differs
     assert pair.agreeing == (1, 2)  # against seed 1 it is worse
     assert not next(x for x in found if {x.better, x.worse} == {"arch01", "arch03"}).differs
-    text = page.build(page.Sources(runs, None, FACES)).markdown
+    text = words.differences(found)
     assert "* Architecture 01 is better than Architecture 02, batch 96." in text
     assert "Of 3 differences 2 are larger than chance would bring" in text
 
@@ -350,9 +485,9 @@ def test_networks_are_chosen_for_comparison_by_valid_and_only_if_trained_to_the_
         related("fully_cnn", 0.4),
         related("mini_xception", 0.6),
         related("xception", 0.9, run=1),
-        related("serengil", 0.9, model="arch02_bs96"),  # one of the study's under another name
+        related("serengil", 0.9, model="arch02_bs96"),  # one of the paper's under another name
     )
-    assert page.compared(runs) == ["arch02_bs96", "mini_xception", "fathallah", "fully_cnn"]
+    assert words.compared(runs) == ["arch02_bs96", "mini_xception", "fathallah", "fully_cnn"]
 
 
 # Figures
@@ -386,11 +521,11 @@ def test_curves_are_drawn_from_the_history():
     np.testing.assert_allclose(running.get_ydata(), [0.3, 0.6, 0.9])
     np.testing.assert_allclose(valid.get_ydata(), [0.25, 0.5, 0.75])
     assert valid.get_xdata().tolist() == [1, 2, 3]
-    assert len(left.lines) == 2 * 2 + 1  # two seeds, and the study's figure
+    assert len(left.lines) == 2 * 2 + 1  # two seeds, and the paper's figure
     assert right.lines[-1].get_ydata()[0] == 0.63
 
 
-def test_pairs_of_the_study_are_drawn_beside_the_curves():
+def test_pairs_of_the_paper_are_drawn_beside_the_curves():
     drawing = figures.paper_pairs(loaded(record()))
     panel = drawing.draw(drawing.data).axes[2]
     np.testing.assert_allclose(panel.lines[0].get_xdata(), [0.3, 0.6, 0.9])
@@ -429,11 +564,20 @@ def test_every_seed_is_a_point():
 def test_a_figure_is_saved_to_the_same_bytes_and_names_its_numbers(tmp_path):
     drawing = figures.learning_curves("arch02_bs96", [record()])
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        drawing.save(tmp_path / name)
+        page.write_figures({drawing.name: drawing}, tmp_path / name)
     first, second = ((tmp_path / x / f"{drawing.name}.svg").read_bytes() for x in "ab")
     assert first == second
     assert figures.digest(drawing.data).encode() in first
+
+
+def test_panels_stand_below_one_another_where_it_is_narrow(committed):
+    runs = loaded(*(record(experiment=name) for name in ("arch01", "arch02_bs96", "moran")))
+    for name, drawing in page.drawings(committed._replace(runs=runs)).items():
+        panels = drawing.draw(drawing.data, True).axes
+        columns = {
+            axes.get_subplotspec().colspan.start for axes in panels if axes.get_subplotspec()
+        }
+        assert columns == {0}, name
 
 
 # Pages
@@ -450,18 +594,15 @@ def of_faces(faces):
     return record(predictions={"test": packed(probabilities(labels), labels)})
 
 
-def test_the_illustrated_page_has_the_pictures_and_the_other_none(tmp_path, faces):
+def test_the_illustrated_page_has_the_pictures_and_the_other_none(faces):
     plain = page.Sources(loaded(of_faces(faces)), None, figures.Faces([str(i) for i in range(23)]))
     found = {}
     for name, given in (("plain", plain), ("illustrated", page.with_pictures(plain, faces))):
-        (tmp_path / name).mkdir()
-        drawings = {d.name: d for d in page.build(given).drawings}
-        found[name] = set(drawings)
-        drawings["predictions_arch02_bs96"].save(tmp_path / name)
-    svg = "predictions_arch02_bs96.svg"
-    assert (tmp_path / "plain" / svg).read_text().count("<image") == 0
-    assert (tmp_path / "illustrated" / svg).read_text().count("<image") == 14
-    assert found["illustrated"] - found["plain"] == {"mistakes_arch02_bs96"}
+        found[name] = page.drawings(given)
+    svg = {name: drawn["predictions_arch02_bs96"].svg() for name, drawn in found.items()}
+    assert svg["plain"].count("<image") == 0
+    assert svg["illustrated"].count("<image") == 14
+    assert set(found["illustrated"]) - set(found["plain"]) == {"mistakes_arch02_bs96"}
 
 
 def test_pictures_of_other_data_are_refused(faces):
@@ -476,31 +617,58 @@ def test_the_command_refuses_other_data_in_a_line(config, tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_is_written_whole_and_its_html_needs_no_other_file(tmp_path):
+def test_figures_of_other_names_go(tmp_path):
+    (tmp_path / "stale.svg").write_text("")
     drawing = figures.seed_spread(loaded(record()))
-    stale = tmp_path / "figures" / "stale.svg"
-    stale.parent.mkdir()
-    stale.write_text("")
-    image = f"![{drawing.alt}](figures/seed_spread.svg)"
-    text = f"# Title\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n\n{image}\n"
-    page.write(page.Page(text, [drawing]), tmp_path)
-    assert not stale.exists()
-    found = (tmp_path / "reproduction.html").read_text()
-    assert '<img alt="Test accuracy of every network' in found
-    assert 'src="data:image/svg+xml,<svg' in found
-    assert "figures/" not in found
-    assert "<td" in found
-    data = json.loads((tmp_path / "figures" / "data.json").read_text())
+    page.write_figures({drawing.name: drawing}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"seed_spread.svg", "data.json"}
+    data = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     [numbers] = data["seed_spread"].values()
     assert numbers["seeds"] == [0.5]
 
 
+def test_the_html_page_needs_no_other_file():
+    drawing = figures.seed_spread(loaded(record()))
+    image = f"![{drawing.alt}](figures/seed_spread.svg)"
+    table = "<!-- t:begin -->\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n<!-- t:end -->"
+    text = f"# Title\n\n{table}\n\n<details>\n<summary>more</summary>\n\n{image}\n\n</details>\n"
+    found = html.page(text, {drawing.name: drawing})
+    assert "<title>Title</title>" in found
+    assert '<img alt="Test accuracy of every network' in found
+    assert found.count("data:image/svg+xml,%3Csvg") == 2  # wide and narrow
+    assert "figures/" not in found
+    assert "<!-- t:" not in found
+    assert '<td style="text-align: right;">2</td>' in found
+    assert "![" not in found  # what a reader may fold is Markdown too
+
+
 def test_links_in_the_contents_lead_to_headings():
-    text = page.build(page.Sources({}, None, figures.Faces([]))).markdown
-    found = page.html(text, page.DOCS)
-    links = [line.split("](#")[1].rstrip(")") for line in text.splitlines() if "](#" in line]
+    text = page.PAGE.read_text(encoding="utf-8")
+    found = html.page(re.sub(r"!\[.*", "", text), {})
+    links = re.findall(r"\]\(#([^)]+)\)", text)
     assert len(links) > 10
-    assert all(f'id="{link}"' in found for link in links if " " not in link)
+    assert all(f'id="{link}"' in found for link in links)
+
+
+@pytest.mark.slow
+def test_documents_are_made_whatever_the_locale(tmp_path):
+    """In a copy of the repository, where the locale's encoding is ASCII."""
+    for name in ("docs", "results", "fer_jax", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("README.md", "launch.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    documents = [tmp_path / "README.md", tmp_path / "docs" / "reproduction.md"]
+    before = [path.read_bytes() for path in documents]
+    run = subprocess.run(
+        [sys.executable, "launch.py", "--mode=report"],
+        cwd=tmp_path,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [path.read_bytes() for path in documents] == before
+    assert (tmp_path / "out" / "reproduction.html").stat().st_size > 1e6
 
 
 # Copies

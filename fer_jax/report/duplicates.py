@@ -4,8 +4,10 @@
 what `--config.data.source` takes, and none is needed where the data set has been prepared.
 """
 
+import json
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from fer_jax.config import get_config
 from fer_jax.data.dataset import Dataset, Split
 from fer_jax.data.prepare import load_dataset
+from fer_jax.errors import RecordError
 from fer_jax.labels import SPLITS
 from fer_jax.runs import record, workdir
 from fer_jax.study.plan import ROOT
@@ -43,6 +46,25 @@ def count(dataset: Dataset) -> dict[str, Any]:
         "between": {f"{a}, {b}": _between(labels[a], labels[b]) for a, b in orders},
         "test_numbers": [int(name.split(b"_")[-1]) for name in dataset.splits["test"].ids],
     }
+
+
+def read(path: Path = PATH) -> dict[str, Any] | None:
+    """Returns the record that :func:`count` made, None if there is none.
+
+    Raises:
+      RecordError: naming the file, if it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if set(found["within"]) != set(SPLITS) or not isinstance(found["test_numbers"], list):
+            raise ValueError("splits or test images are missing")
+        for split in SPLITS:
+            found["dataset"]["count"][split]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is no record of a data set ({error!r})") from error
+    return found
 
 
 def _labels_of(split: Split) -> Labels:

@@ -1,165 +1,277 @@
-"""Figures of a factor study: a point for each run, a line through the means over seeds."""
+"""What a factor study says, in words and tables computed from its numbers."""
 
-import itertools
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from fer_jax.runs.plots import BLUE, GREEN, ORANGE, create_figure
+from fer_jax.report import markdown
+from fer_jax.report.records import NOT_MEASURED
+from fer_jax.study.analysis import Analysis, Change, Interaction
 from fer_jax.study.design import label_of
-from fer_jax.study.effects import Frame
+from fer_jax.study.effects import Effect, Frame, NotSeparable
 from fer_jax.study.table import (
     ACCURACIES,
     NAMES,
+    RUNNING,
+    TEST,
     base_levels,
     crossed,
-    factors,
     levels,
-    one_at_a_time,
     time_column,
 )
 
-# Line and marker tell apart what colours do not.
-_STYLES = {
-    "train_running/accuracy": (BLUE, "--", "o"),
-    "train/accuracy": (GREEN, ":", "s"),
-    "valid/accuracy": ("black", "-.", "^"),
-    "test/accuracy": (ORANGE, "-", "D"),
+# The paper's claims that a factor study can test: factor -> the claim.
+CLAIMS = {
+    "conv_layers": "More convolution layers help",
+    "dropout": "More dropout helps",
+    "batch_size": "Larger batches help",
+    "epochs": "More epochs help",
 }
-_KEY = "a point for each run, a line through the means over seeds"
-_BETWEEN_SEEDS = 0.08  # of the distance of two levels, so that equal points are seen
+# What the paper also says, of time.
+_TIME_CLAIM = ("hidden_layers", "Hidden fully connected layers cost time")
+BLOCKS = (
+    "factor-design",
+    "claims",
+    "factor-extremes",
+    "factor-levels",
+    "factor-interactions",
+    "factor-means",
+    "factor-limits",
+)
 
 
-def drawn(frame: Frame) -> dict[str, Callable[[Frame], Any]]:
-    """Returns the figures that a table has enough runs for.
-
-    Args:
-      frame: from :func:`fer_jax.study.table.load`.
-
-    Returns:
-      Name -> function from the table to a matplotlib figure: accuracy by factor, time by factor
-      and, where they were crossed, convolution layers with dropout. None before the base was run.
-    """
-    if frame.empty or "base" not in set(frame["run"]):
-        return {}
-    found = {"factors_accuracy": _draw_accuracy, "factors_time": _draw_time}
-    if any((a[0], b[0]) == ("conv_layers", "dropout") for a, b in crossed(frame)):
-        found["factors_interaction"] = _draw_interaction
-    return found
-
-
-def draw(frame: Frame, folder: Path) -> list[Path]:
-    """Saves :func:`drawn` as SVG, the same bytes for the same table.
+def blocks(frame: Frame) -> dict[str, str]:
+    """Returns what a document shows of a study, block -> Markdown.
 
     Args:
-      frame: from :func:`fer_jax.study.table.load`.
-      folder: where to; created if missing.
+      frame: from :func:`fer_jax.study.table.load`; None or empty where nothing is measured.
 
     Returns:
-      The files.
+      `BLOCKS`; those that need more runs than there are say so.
     """
-    return [_save(make(frame), folder / f"{name}.svg") for name, make in drawn(frame).items()]
+    if frame is None or frame.empty:
+        return dict.fromkeys(BLOCKS, f"The factor study: {NOT_MEASURED}.")
+    try:
+        analysis = Analysis(frame)
+        shown = {"factor-design": design(frame)} | _intervals(analysis)
+    except NotSeparable as error:
+        shown = dict.fromkeys(BLOCKS, f"Too few runs for intervals yet: {error}.")
+    return {name: (shown | {"factor-means": means(frame)})[name] for name in BLOCKS}
 
 
-def _save(figure: Any, path: Path) -> Path:
-    from matplotlib import rc_context
+def _intervals(analysis: Analysis) -> dict[str, str]:
+    return {
+        "claims": claims(analysis),
+        "factor-extremes": _table(
+            analysis, "Factor", [(_span(c), c.effects) for c in analysis.extremes()]
+        ),
+        "factor-levels": _table(
+            analysis,
+            "Level",
+            [
+                (f"{_name(c.factor)}: {label_of(c.high)}", c.effects)
+                for c in analysis.against_base()
+            ],
+        ),
+        "factor-interactions": interactions(analysis),
+        "factor-limits": limits(analysis),
+    }
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": path.stem}):  # ids would be random
-        figure.savefig(path, metadata={"Date": None})
-    return path
+
+def verdict(training: Effect, test: Effect) -> str:
+    """Says what effects on running train and on test accuracy make of a claim that more helps."""
+    if test.sign > 0:
+        on_training = (
+            "; undecided on training data",
+            " and on training data",
+            ", though on training data the opposite holds",
+        )
+        return "holds on test data" + on_training[training.sign]
+    if training.sign > 0:
+        on_test = "the opposite holds" if test.sign < 0 else "it is undecided"
+        return f"holds on training data only; on test data {on_test}"
+    if test.sign < 0:
+        return "does not hold: on test data the opposite holds"
+    if training.sign < 0:
+        return "undecided on test data; on training data the opposite holds"
+    return "undecided"
 
 
-def _panels(frame: Frame, height: float) -> tuple[Any, list[tuple[Any, str, Frame]]]:
-    """Returns a figure and, for each varied factor, axes, its name and its runs around the base."""
-    varied = [f for f in factors(frame) if one_at_a_time(frame, f)[f].nunique() > 1]
-    rows = math.ceil(len(varied) / 3)
-    figure = create_figure(10, height * rows)
-    grid = figure.subplots(rows, 3, sharey=True, squeeze=False).flat
-    panels = []
+def claims(analysis: Analysis) -> str:
+    """Returns a line for each of the paper's claims."""
+    lines = []
+    for factor, claim in CLAIMS.items():
+        change = analysis.between_ends(factor)
+        if change is None:
+            lines.append(f"* **{claim}**: {NOT_MEASURED}.")
+            continue
+        training, test = change.effects[RUNNING], change.effects[TEST]
+        lines.append(
+            f"* **{claim}** ({_ends(change.low, change.high)}): **{verdict(training, test)}**. "
+            f"Running train accuracy changes by {_points(training)} points, test accuracy by "
+            f"{_points(test)}. All else as in the base, {label_of(analysis.best_on_valid(factor))} "
+            "is best on valid."
+        )
+    factor, claim = _TIME_CLAIM
+    if change := analysis.between_ends(factor):
+        effect = change.effects[analysis.time]
+        said = {1: "holds", 0: "undecided", -1: "the opposite holds"}[effect.sign]
+        lines.append(
+            f"* **{claim}** ({_ends(change.low, change.high)}): **{said}**. Training takes "
+            f"{_ratio(effect)} of the {analysis.unit}."
+        )
+    return "\n".join(lines)
+
+
+def interactions(analysis: Analysis) -> str:
+    """Returns how much one factor's effect depends on another's level."""
+    found = analysis.interactions()
+    if not found:
+        return "No two factors were varied together."
+    rows = []
+    for one in found:
+        if (one.first[0], one.second[0]) == ("conv_layers", "dropout"):
+            rows += [(_span(change), change.effects) for change in one.within]
+        first, second = (f"{_name(f)} {_ends(low, high)}" for f, low, high in one[:2])
+        rows.append((f"interaction of {first} with {second}", one.effects))
+    lines = [_interaction_line(one) for one in found]
+    return "\n".join([_table(analysis, "Effect", rows), "", *lines])
+
+
+def _interaction_line(found: Interaction) -> str:
+    a, b = _name(found.first[0]), _name(found.second[0])
+    effect = found.effects[TEST]
+    said = {
+        1: f"The effect of {b} on test accuracy rises with {a}",
+        0: f"Whether the effect of {b} on test accuracy depends on {a} is undecided",
+        -1: f"The effect of {b} on test accuracy falls with {a}",
+    }[effect.sign]
+    return f"* {said}: {_points(effect)} points."
+
+
+def design(frame: Frame) -> str:
+    """Says what was run."""
     base = base_levels(frame)
-    for axes, factor in zip(grid, varied, strict=False):
-        ticks = levels(frame, factor)
-        axes.set_xticks(range(len(ticks)), [_tick(tick, base[factor]) for tick in ticks])
-        axes.set_xlim(-0.4, len(ticks) - 0.6)
-        axes.set_xlabel(NAMES.get(factor, factor))
-        axes.grid(alpha=0.3)
-        panels.append((axes, factor, one_at_a_time(frame, factor)))
-    for axes in list(grid)[len(varied) :]:
-        axes.set_visible(False)
-    return figure, panels
+    each = frame.groupby("run")["seed"].nunique()
+    seeds = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
+    of_base = ", ".join(f"{_name(f)} {label_of(level)}" for f, level in base.items())
+    varied = "; ".join(
+        f"{_name(f)} {', '.join(map(label_of, levels(frame, f)))}"
+        for f in base
+        if frame[f].nunique() > 1
+    )
+    pairs = [f"{_name(a[0])} with {_name(b[0])}" for a, b in crossed(frame)]
+    cores = f", cores: {_all(frame['cores'])}" if set(frame["platform"]) == {"cpu"} else ""
+    return (
+        f"{len(frame)} runs on {_all(frame['data'])} ({_all(frame['device'])}{cores}): {len(each)} "
+        f"configurations, {seeds} seeds each. The base: {of_base}. Varied: {varied}. Varied "
+        f"together: {'; '.join(pairs) or 'none'}."
+    )
 
 
-def _tick(level: Any, base: Any) -> str:
-    return label_of(level).replace("+", "\n+ ") + ("\n(base)" if level == base else "")
-
-
-def _draw_line(
-    axes: Any, ticks: list[Any], rows: Frame, x: str, y: str, style: tuple, name: str
-) -> None:
-    """Draws a point for each run and a line through the means over seeds."""
-    color, line, marker = style
-    means = rows.groupby(x)[y].mean()
-    places = sorted((ticks.index(level), mean) for level, mean in means.items())
-    axes.plot(*zip(*places, strict=True), line, color=color)
-    seeds = sorted(rows["seed"].unique())
-    middle = (len(seeds) - 1) / 2
-    across = [
-        ticks.index(level) + _BETWEEN_SEEDS * (seeds.index(seed) - middle)
-        for level, seed in zip(rows[x], rows["seed"], strict=True)
+def means(frame: Frame) -> str:
+    """Returns the mean of each configuration over its seeds."""
+    time, unit = time_column(frame)
+    rows = [
+        [
+            f"`{run}`",
+            *(f"{rows[column].mean():.3f}" for column in ACCURACIES),
+            len(rows),
+            f"{rows[time].mean():.0f}",
+            f"{rows['best_epoch'].mean():.1f}",
+        ]
+        for run, rows in frame.groupby("run", sort=True)
     ]
-    axes.plot(across, rows[y], marker, color=color, markersize=4.5)
-    axes.plot([], [], line, color=color, marker=marker, markersize=4.5, label=name)
+    header = ("Configuration", *ACCURACIES.values(), "seeds", f"time ({unit})", "best epoch")
+    return markdown.table(header, rows)
 
 
-def _add_legend(figure: Any, axes: Any) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, title=_KEY, loc="outside upper center", ncols=len(names))
+def limits(analysis: Analysis) -> str:
+    """Returns what the numbers do not say."""
+    frame = analysis.frame
+    deviation, degrees_of_freedom = analysis.error()
+    lines = [
+        "Accuracies are in percentage points, times as ratios; in brackets the 95 % confidence "
+        "interval, bold where it leaves out no change. Intervals come from an additive linear "
+        "model with seeds as blocks, fitted by ordinary least squares: effects are averages "
+        "over the other factors' levels that were run, and the error, which holds whatever "
+        f"interactions the model leaves out, {deviation:.2f} points on test with "
+        f"{degrees_of_freedom} degrees of freedom, "
+        "is taken to be of one size in all configurations. An interaction is estimated with "
+        "the products of its two factors added. Each interval stands alone: of twenty without "
+        "any effect one would be bold.",
+        f"With {frame['seed'].nunique()} seeds an interval covers the chance of initial "
+        "weights, order and dropout, not of which images are in test: a single accuracy has "
+        f"another standard error of {analysis.binomial_error():.2f} points from "
+        f"{analysis.test_images():,} images. Undecided means undecided at this size, not that "
+        "there is no effect.",
+        " ".join(_remarks(analysis)),
+    ]
+    return "\n\n".join(lines)
 
 
-def _draw_accuracy(frame: Frame) -> Any:
-    figure, panels = _panels(frame, 3.2)
-    for axes, factor, rows in panels:
-        for column, name in ACCURACIES.items():
-            _draw_line(axes, levels(frame, factor), rows, factor, column, _STYLES[column], name)
-    for axes, *_ in panels[::3]:
-        axes.set_ylabel("accuracy (top-1)")
-    _add_legend(figure, panels[0][0])
-    return figure
+def _remarks(analysis: Analysis) -> list[str]:
+    """Returns what to bear in mind about some factors."""
+    frame = analysis.frame
+    remarks = [
+        "Running train accuracy is of the last epoch; `train`, `valid` and `test` are of the "
+        "epoch that is best on valid."
+    ]
+    if "batch_size" in analysis.base and frame["rate"].nunique() == 1:
+        remarks.append(
+            f"The learning rate is {_all(frame['rate'])} throughout "
+            f"({_all(frame['optimizer'])}): it is not rescaled with the batch, so a larger "
+            "batch also means fewer steps of the same rate."
+        )
+    if "dropout" in analysis.base:
+        remarks.append("Running train accuracy is measured with dropout on, which lowers it.")
+    if "epochs" in analysis.base:
+        remarks.append(
+            "A longer run begins as the shorter one of its seed does, so on valid it cannot be "
+            "worse."
+        )
+    return remarks
 
 
-def _draw_time(frame: Frame) -> Any:
-    column, unit = time_column(frame)
-    figure, panels = _panels(frame, 2.6)
-    for axes, factor, rows in panels:
-        ticks = levels(frame, factor)
-        _draw_line(axes, ticks, rows, factor, column, (BLUE, "-", "o"), unit)
-        axes.set_ylim(bottom=0)
-    for axes, *_ in panels[::3]:
-        axes.set_ylabel(f"training time\n({unit})")
-    figure.suptitle(_KEY, fontsize="medium")
-    return figure
+def _table(analysis: Analysis, title: str, rows: Sequence[tuple[str, dict[str, Effect]]]) -> str:
+    """Formats effects, in bold where their interval leaves out no change."""
+
+    def cell(column: str, effect: Effect) -> str:
+        text = _ratio(effect) if column == analysis.time else _points(effect)
+        return f"**{text}**" if effect.sign else text
+
+    header = (title, *ACCURACIES.values(), f"time ({analysis.unit})")
+    return markdown.table(
+        header, [[name, *(cell(c, effects[c]) for c in analysis.columns)] for name, effects in rows]
+    )
 
 
-def _draw_interaction(frame: Frame) -> Any:
-    figure = create_figure(10, 3)
-    rows = one_at_a_time(frame, "conv_layers", "dropout")
-    ticks = levels(frame, "dropout")
-    several = rows.groupby("conv_layers")["dropout"].nunique()
-    layers = several[several > 1].index
-    styles = itertools.cycle(_STYLES.values())
-    styles = {layer: next(styles) for layer in layers}
-    grid = figure.subplots(1, len(ACCURACIES), sharey=True)
-    for axes, (column, name) in zip(grid, ACCURACIES.items(), strict=True):
-        for layer, style in styles.items():
-            of_layer = rows[rows["conv_layers"] == layer]
-            title = f"{layer} convolution layers"
-            _draw_line(axes, ticks, of_layer, "dropout", column, style, title)
-        axes.set_xticks(range(len(ticks)), [label_of(tick) for tick in ticks])
-        axes.set_xlabel("dropout")
-        axes.set_title(name)
-        axes.grid(alpha=0.3)
-    grid[0].set_ylabel("accuracy (top-1)")
-    _add_legend(figure, grid[0])
-    return figure
+def _name(factor: str) -> str:
+    return NAMES.get(factor, factor)
+
+
+def _span(change: Change) -> str:
+    text = f"{_name(change.factor)} {_ends(change.low, change.high)}"
+    if change.at:
+        factor, level = change.at
+        text += f", at {_name(factor)} {label_of(level)}"
+    return text
+
+
+def _ends(low: Any, high: Any) -> str:
+    return f"{label_of(low)} → {label_of(high)}"
+
+
+def _all(values: Any) -> str:
+    return ", ".join(str(value) for value in sorted(values.unique()))
+
+
+def _points(effect: Effect) -> str:
+    # Adding 0 takes the sign off -0.0.
+    change, low, high = (round(x, 1) + 0.0 for x in (effect.estimate, effect.low, effect.high))
+    return f"{change:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _ratio(effect: Effect) -> str:
+    ratio, low, high = (math.exp(x) for x in (effect.estimate, effect.low, effect.high))
+    return f"x{ratio:.2f} ({low:.2f} to {high:.2f})"

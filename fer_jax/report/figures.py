@@ -5,9 +5,10 @@ drawn with what the records give, whatever matplotlib's version.
 """
 
 import hashlib
+import io
 import json
+import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from fer_jax.report.records import Record, Runs
 from fer_jax.runs.plots import BLUE, GREEN, ORANGE, create_figure
 
 GREY = "#777777"
+NARROW = 4.2  # inches: on a phone of 390 CSS pixels text then has about the page's size
 PER_CLASS = 2  # images of each class on a page of predictions
 MISTAKES = 10  # on a sheet
 # Curve -> colour, line style, marker, name: told apart without colour too.
@@ -35,22 +37,38 @@ class Drawing(NamedTuple):
     name: str  # of its file, without the ending
     alt: str  # what a reader who cannot see it is told
     data: Any  # JSON: every number drawn
-    draw: Callable[[Any], Any]  # data -> matplotlib figure
+    draw: Callable[[Any, bool], Any]  # (data, narrow) -> matplotlib figure; narrow: of one column
 
-    def save(self, folder: Path) -> None:
-        """Writes the figure as SVG, the same bytes for the same numbers and matplotlib."""
+    def svg(self, narrow: bool = False) -> str:
+        """Returns the figure as SVG, the same text for the same numbers and matplotlib.
+
+        Args:
+          narrow: panels below one another, for a phone.
+        """
         import matplotlib
 
+        file = io.StringIO()
         style: Any = {
             "svg.hashsalt": self.name,
             "svg.fonttype": "none",  # text stays text: smaller, and found by a search
             "font.sans-serif": ["DejaVu Sans", "Verdana"],  # equally wide
         }
         with matplotlib.rc_context(style):
-            self.draw(self.data).savefig(
-                folder / f"{self.name}.svg",
+            self.draw(self.data, narrow).savefig(
+                file,
+                format="svg",
                 metadata={"Date": None, "Creator": "fer-jax", "Description": digest(self.data)},
             )
+        return file.getvalue()
+
+
+def _columns(narrow: bool) -> int:
+    return 1 if narrow else 2
+
+
+def _stacked(narrow: bool, rows: int, columns: int) -> tuple[int, int]:
+    """Returns rows and columns of panels: all below one another where it is narrow."""
+    return (rows * columns, 1) if narrow else (rows, columns)
 
 
 def digest(data: Any) -> str:
@@ -86,23 +104,23 @@ def curves(found: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def learning_curves(name: str, found: Sequence[Record]) -> Drawing:
-    """Accuracy and loss by epoch, all seeds of one of the study's networks."""
+    """Accuracy and loss by epoch, all seeds of one of the paper's networks."""
     data = {"paper": PAPER[name][:2], "runs": curves(found)}
     last = found[0]["history"][-1]
     alt = (
         f"{TITLES[name]}: accuracy and loss by epoch, seeds: {len(found)}. After epoch "
         f"{last['epoch']} of seed {found[0]['seed']}, running training accuracy is "
         f"{last['train_running/accuracy']:.3f} and loss {last['train_running/loss']:.3f}, on valid "
-        f"{last['valid/accuracy']:.3f} and {last['valid/loss']:.3f}. The study's figures are "
+        f"{last['valid/accuracy']:.3f} and {last['valid/loss']:.3f}. The paper's figures are "
         f"{PAPER[name][0]:.3g} and {PAPER[name][1]:.3g}."
     )
     return Drawing(f"learning_curves_{name}", alt, data, draw_learning_curves)
 
 
-def draw_learning_curves(data: dict[str, Any]):
+def draw_learning_curves(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`learning_curves`."""
-    figure = create_figure(7.6, 3.7)
-    panels = figure.subplots(1, 2)
+    figure = create_figure(NARROW, 6.4) if narrow else create_figure(7.6, 3.7)
+    panels = figure.subplots(*_stacked(narrow, 1, 2))
     for axes, name, said in zip(panels, ("accuracy", "loss"), data["paper"], strict=True):
         for i, run in enumerate(data["runs"]):
             for curve, values in run["curves"].items():
@@ -111,13 +129,14 @@ def draw_learning_curves(data: dict[str, Any]):
                     run["epoch"], values[name], color=color, linestyle=style, marker=marker,
                     markersize=3, linewidth=1.2, label=None if i else label,
                 )  # fmt: skip
-        axes.axhline(said, color="black", linewidth=1, linestyle="-.", label="the study's figure")
+        axes.axhline(said, color="black", linewidth=1, linestyle="-.", label="the paper's figure")
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy" if name == "accuracy" else "loss (nats)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0, top=1 if name == "accuracy" else None)
         axes.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=_columns(narrow))
     return figure
 
 
@@ -132,11 +151,12 @@ def related_curves(runs: Runs) -> Drawing:
     return Drawing("learning_curves_related", alt, shown, draw_related_curves)
 
 
-def draw_related_curves(data: dict[str, Any]):
+def draw_related_curves(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`related_curves`."""
-    rows = -(-len(data) // 2)
-    figure = create_figure(7.6, 2.2 * rows + 0.7)
-    panels = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat
+    columns = _columns(narrow)
+    rows = -(-len(data) // columns)
+    figure = create_figure(NARROW if narrow else 7.6, 2.2 * rows + 0.7)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     handles = {}
     for axes, (title, runs) in zip(panels, data.items(), strict=False):
         for run in runs:
@@ -152,33 +172,36 @@ def draw_related_curves(data: dict[str, Any]):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    for axes in list(figure.axes)[::2]:
+    for axes in list(figure.axes)[::columns]:
         axes.set_ylabel("accuracy")
     for axes in list(figure.axes)[len(data) :]:
         axes.remove()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=_columns(narrow)
+    )
     return figure
 
 
 def paper_pairs(runs: Runs) -> Drawing:
-    """Loss against accuracy: our curves, and the study's pairs as points."""
+    """Loss against accuracy: our curves, and the paper's pairs as points."""
     data = {
         name: {"paper": PAPER[name][:2], "runs": curves(records.main_row(runs.get(name, [])))}
         for name in PAPER
     }
     alt = (
-        "Loss against accuracy, a panel for each of the study's networks: our curves of running "
+        "Loss against accuracy, a panel for each of the paper's networks: our curves of running "
         "training, of training without dropout where recorded, and of valid, and a star for the "
-        "study's pair. The numbers stand in the table above."
+        "paper's pair. The table beside it has the numbers."
     )
     return Drawing("paper_pairs", alt, data, draw_paper_pairs)
 
 
-def draw_paper_pairs(data: dict[str, Any]):
+def draw_paper_pairs(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`paper_pairs`."""
-    figure = create_figure(7.6, 7)
+    figure = create_figure(NARROW, 12) if narrow else create_figure(7.6, 7)
     handles: dict[str, Any] = {}
-    for axes, (name, found) in zip(figure.subplots(2, 2).flat, data.items(), strict=True):
+    panels = figure.subplots(*_stacked(narrow, 2, 2)).flat
+    for axes, (name, found) in zip(panels, data.items(), strict=True):
         for run in found["runs"]:
             for curve, values in run["curves"].items():
                 color, style, marker, label = CURVES[curve]
@@ -186,7 +209,7 @@ def draw_paper_pairs(data: dict[str, Any]):
                     values["accuracy"], values["loss"], color=color, linestyle=style, marker=marker,
                     markersize=3.5,
                 )  # fmt: skip
-        [handles["the study's pair"]] = axes.plot(
+        [handles["the paper's pair"]] = axes.plot(
             *([x] for x in found["paper"]), linestyle="", marker="*", markersize=15, color="black",
             markerfacecolor="none", markeredgewidth=1.5,
         )  # fmt: skip
@@ -198,7 +221,9 @@ def draw_paper_pairs(data: dict[str, Any]):
         axes.set_xlabel("accuracy")
         axes.set_ylabel("loss (nats)")
         axes.grid(alpha=0.3)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=_columns(narrow)
+    )
     return figure
 
 
@@ -206,35 +231,36 @@ def draw_paper_pairs(data: dict[str, Any]):
 
 
 def confusion(found: Record) -> Drawing:
-    """The study's confusion matrix of Architecture 01 and ours, on valid."""
+    """The paper's confusion matrix of Architecture 01 and ours, on valid."""
     data = {
-        "the study": [list(line) for line in CONFUSION],
+        "the paper": [list(line) for line in CONFUSION],
         f"ours, seed {found['seed']}": found["metrics"]["valid"]["confusion"],
     }
     alt = (
-        "Two confusion matrices of Architecture 01 on PublicTest, the study's and ours; rows are "
-        "true classes, shade is the share of the true class. The numbers stand in the tables above."
+        "Two confusion matrices of Architecture 01 on PublicTest, the paper's and ours; rows are "
+        "true classes, shade is the share of the true class. The tables beside it have the numbers."
     )
     return Drawing("confusion_arch01", alt, data, draw_confusion)
 
 
-def draw_confusion(data: dict[str, Any]):
+def draw_confusion(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`confusion`."""
-    figure = create_figure(9.2, 4.9)
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = create_figure(NARROW, 8.4) if narrow else create_figure(9.2, 4.9)
+    panels = figure.subplots(*_stacked(narrow, 1, 2), sharey=True)
     for axes, (title, matrix) in zip(panels, data.items(), strict=True):
         counts = np.asarray(matrix)
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
         axes.set_yticks(range(len(CLASSES)), CLASSES)
         axes.set_xlabel("predicted")
         axes.set_title(title)
     panels[0].set_ylabel("true")
-    figure.colorbar(image, ax=panels, label="share of the true class", shrink=0.8)
+    place = "bottom" if narrow else "right"
+    figure.colorbar(image, ax=panels, label="share of the true class", shrink=0.8, location=place)
     return figure
 
 
@@ -276,7 +302,7 @@ def chosen_images(labels: np.ndarray) -> list[int]:
 
 
 def predictions(name: str, found: Record, faces: Faces) -> Drawing:
-    """Seven probabilities of a few test images, as in the study's figures 9 to 11."""
+    """Seven probabilities of a few test images, as in the paper's figures 9 to 11."""
     chosen = chosen_images(records.predictions(found)[0])
     data = [_image(found, faces, index) for index in chosen]
     right = sum(image["true"] == image["predicted"] for image in data)
@@ -287,17 +313,17 @@ def predictions(name: str, found: Record, faces: Faces) -> Drawing:
         + "."
     )
 
-    def draw(data: list[dict[str, Any]]):
-        return draw_predictions(data, faces)
+    def draw(data: list[dict[str, Any]], narrow: bool = False):
+        return draw_predictions(data, faces, narrow)
 
     return Drawing(f"predictions_{name}", alt, data, draw)
 
 
-def draw_predictions(data: list[dict[str, Any]], faces: Faces):
+def draw_predictions(data: list[dict[str, Any]], faces: Faces, narrow: bool = False):
     """Draws :func:`predictions`, with the pictures where there are any."""
-    columns = 2
+    columns = _columns(narrow)
     rows = -(-len(data) // columns)
-    figure = create_figure(7.6, 1.55 * rows)
+    figure = create_figure(NARROW if narrow else 7.6, 1.55 * rows)
     pictured = faces.images is not None
     widths = [1, 1.6] * columns if pictured else [1] * columns
     panels = figure.subplots(rows, len(widths), width_ratios=widths, squeeze=False)
@@ -347,9 +373,10 @@ def mistakes_sheet(name: str, found: Record, faces: Faces) -> Drawing:
     data = mistakes(found, faces)
     alt = f"{TITLES[name]}: the faces of the most confident mistakes, in the order of the table."
 
-    def draw(data: list[dict[str, Any]]):
-        figure = create_figure(7.6, 4.6)
-        for axes, image in zip(figure.subplots(2, 5).flat, data, strict=False):
+    def draw(data: list[dict[str, Any]], narrow: bool = False):
+        figure = create_figure(NARROW, 9) if narrow else create_figure(7.6, 4.6)
+        panels = figure.subplots(*((5, 2) if narrow else (2, 5)))
+        for axes, image in zip(panels.flat, data, strict=False):
             _draw_picture(axes, faces, image)
             probability = max(image["probabilities"])
             text = f"{image['id']}\nlabel {image['true']}\n{image['predicted']} {probability:.3f}"
@@ -365,7 +392,7 @@ def mistakes_sheet(name: str, found: Record, faces: Faces) -> Drawing:
 
 
 def reliability(runs: Runs) -> Drawing:
-    """Reliability diagrams of the study's networks on test, the lowest seed of each."""
+    """Reliability diagrams of the paper's networks on test, the lowest seed of each."""
     data = {}
     for name in PAPER:
         for found in records.main_row(runs.get(name, []))[:1]:
@@ -385,14 +412,18 @@ def reliability(runs: Runs) -> Drawing:
     return Drawing("reliability", alt, data, draw_reliability)
 
 
-def draw_reliability(data: dict[str, Any]):
+def draw_reliability(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`reliability`."""
-    rows = -(-len(data) // 2)
-    figure = create_figure(7.6, 4.3 * rows)
-    panels = figure.subplots(2 * rows, 2, height_ratios=[3, 1] * rows, sharex=True, squeeze=False)
+    columns = _columns(narrow)
+    rows = -(-len(data) // columns)
+    figure = create_figure(NARROW if narrow else 7.6, 4.3 * rows)
+    panels = figure.subplots(
+        2 * rows, columns, height_ratios=[3, 1] * rows, sharex=True, squeeze=False
+    )
     edges = np.linspace(0, 1, statistics.BINS + 1)
     for i, (title, bins) in enumerate(data.items()):
-        upper, lower = panels[2 * (i // 2), i % 2], panels[2 * (i // 2) + 1, i % 2]
+        row, column = divmod(i, columns)
+        upper, lower = panels[2 * row, column], panels[2 * row + 1, column]
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
         there = [k for k, count in enumerate(bins["count"]) if count]
         points = ([bins[key][k] for k in there] for key in ("confidence", "accuracy"))
@@ -408,7 +439,7 @@ def draw_reliability(data: dict[str, Any]):
         lower.set_xlabel("confidence (largest probability)")
         lower.set_xlim(0, 1)
         lower.tick_params(labelbottom=True)
-    for axes in panels.reshape(rows, 2, 2).transpose(0, 2, 1).reshape(-1)[2 * len(data) :]:
+    for axes in panels.reshape(rows, 2, columns).transpose(0, 2, 1).reshape(-1)[2 * len(data) :]:
         axes.remove()
     return figure
 
@@ -429,10 +460,11 @@ def seed_spread(runs: Runs) -> Drawing:
     return Drawing("seed_spread", alt, data, draw_seed_spread)
 
 
-def draw_seed_spread(data: dict[str, Any]):
+def draw_seed_spread(data: dict[str, Any], narrow: bool = False):
     """Draws :func:`seed_spread`."""
-    figure = create_figure(7.6, 1.4 + 0.33 * len(data))
+    figure = create_figure(NARROW if narrow else 7.6, 1.4 + (0.5 if narrow else 0.33) * len(data))
     axes = figure.subplots()
+    names = [textwrap.fill(name, 22) if narrow else name for name in data]
     for i, found in enumerate(data.values()):
         axes.errorbar(
             np.mean(found["seeds"]), i, xerr=1.96 * found["error"], color=GREY, capsize=4,
@@ -442,9 +474,9 @@ def draw_seed_spread(data: dict[str, Any]):
             found["seeds"], [i] * len(found["seeds"]), linestyle="", marker="o", markersize=5,
             markerfacecolor="none", color=BLUE, label=None if i else "a seed",
         )  # fmt: skip
-    axes.set_yticks(range(len(data)), list(data))
+    axes.set_yticks(range(len(data)), names, fontsize=8 if narrow else 10)
     axes.set_ylim(len(data) - 0.5, -0.5)
     axes.set_xlabel("test accuracy")
     axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=_columns(narrow))
     return figure

@@ -25,14 +25,6 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], text: Sequence[i
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rule, *rows))
 
 
-def without_empty(
-    header: Sequence[Any], rows: Sequence[Sequence[Any]], missing: str = "-"
-) -> tuple[list[Any], list[list[Any]]]:
-    """Returns header and rows without the columns in which every cell is `missing`."""
-    kept = [i for i in range(len(header)) if not rows or any(row[i] != missing for row in rows)]
-    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
 def replace_block(text: str, name: str, content: str) -> str:
     """Returns a document with one block made anew.
 

@@ -1,4 +1,9 @@
-"""What the study prints, typed from it once; everything else in a report comes from records."""
+"""What the paper prints, typed from it once; everything else in a report comes from records.
+
+Nour Meeki, Abdelmalek Amine, Mohamed Amine Boudia, Reda Mohamed Hamou: *Deep Learning for Non
+Verbal Sentiment Analysis: Facial Emotional Expressions*. EasyChair Preprint 3014, 22 March 2020,
+https://easychair.org/publications/preprint/vn5M
+"""
 
 from typing import NamedTuple
 
@@ -29,19 +34,19 @@ CONFUSION = (
 
 
 class Related(NamedTuple):
-    """A row of the study's tables 1 and 2, and our experiment beside it."""
+    """A row of the paper's tables 1 and 2, and our experiment beside it."""
 
     table: int  # 1: other data sets; 2: FER2013
     work: str
     network: str
     experiment: str  # a file in experiments/
-    printed: float  # the accuracy that the study prints
+    printed: float  # the accuracy that the paper prints
     what: str  # split and data set of that accuracy, as far as they are known
 
 
 _GIANNOPOULOS = "FER2013, one of three tasks (emotion or none, which, both); task and split unsaid"
 _FLICKR = "Flickr images, no faces"
-_YOU = "the study says Flickr; the work says Twitter images of two sentiments, no faces"
+_YOU = "the paper says Flickr; the work says Twitter images of two sentiments, no faces"
 
 RELATED = (
     Related(1, "Fathallah 2017", "4 conv, 3 max-pool, FC", "fathallah", 0.969,
@@ -55,7 +60,7 @@ RELATED = (
     Related(2, "Serengil 2018", "Architecture 01's", "serengil", 0.92,
             "its author's accuracy on FER2013's training images, 0.574 on PublicTest"),
     Related(2, "Moran 2019", "Gudi's, 3 conv", "moran", 0.65,
-            "FER2013, 9,000 validation images taken from all of it (0.66 in the study's text)"),
+            "FER2013, 9,000 validation images taken from all of it (0.66 in the paper's text)"),
     Related(2, "Giannopoulos 2018", "AlexNet", "alexnet", 0.82, _GIANNOPOULOS),
     Related(2, "Giannopoulos 2018", "GoogLeNet", "googlenet", 0.87, _GIANNOPOULOS),
     Related(2, "Nishchal 2018", "sequential fully-CNN", "fully_cnn", 0.66,

@@ -1,6 +1,6 @@
-"""Reads the records of runs, refuses those that no table may use, and words what they say."""
+"""Reads the records of runs, leaves out those that no table may use, and words what they say."""
 
-import json
+import logging
 import runpy
 import statistics
 from collections import defaultdict
@@ -12,10 +12,24 @@ from typing import Any
 import numpy as np
 
 from fer_jax.config import Config, changed_fields
-from fer_jax.runs.record import decode_predictions
+from fer_jax.errors import RecordError
+from fer_jax.runs import record
 from fer_jax.study.plan import ROOT, RUNS
 
+log = logging.getLogger("fer_jax")
+
 NOT_MEASURED = "not measured yet"
+MISSING = "-"
+
+# What a record says of each split -> how a table's heading goes on after the split's name. "Copies"
+# are images of another split whose pixels also stand in train.
+METRICS = {
+    "accuracy": "",
+    "accuracy_unique": "without copies",
+    "one_vs_rest_accuracy": "equation (3)",
+    "macro_f1": "macro-F1",
+    "loss": "loss (nats)",
+}
 
 type Record = dict[str, Any]  # what `results.json` of a run holds
 type Runs = dict[str, list[Record]]  # experiment -> its records, CPU first, then by seed
@@ -24,17 +38,41 @@ type Runs = dict[str, list[Record]]  # experiment -> its records, CPU first, the
 def load_runs(folder: Path = RUNS) -> Runs:
     """Returns experiment -> its records, from all JSON files in a folder and below it.
 
-    Raises:
-      ValueError: naming the file, if a record is not of a whole run on FER2013 that opened test
-        once, or does not belong in one row with the others.
+    A record that no table may use is left out, and a line of the log says why: it is damaged, it
+    is of other images than FER2013's, its run opened test more than once, or it does not belong in
+    one row with the others of its experiment.
     """
     runs: Runs = defaultdict(list)
     for path in sorted(folder.rglob("*.json")):
-        found = _read(path)
-        for other in runs[found["experiment"]]:
-            _check_same_row(path, found, other)
-        runs[found["experiment"]].append(found)
+        try:
+            found = read(path)
+            for other in runs.get(found["experiment"], []):
+                _check_same_row(path, found, other)
+        except RecordError as error:
+            log.warning("left out: %s", error)
+        else:
+            runs[found["experiment"]].append(found)
     return {name: sorted(found, key=_order) for name, found in sorted(runs.items())}
+
+
+def read(path: Path) -> Record:
+    """Reads a record that a table may use.
+
+    Raises:
+      RecordError: naming the file and the field, if it is not of a whole run on FER2013 that opened
+        test once.
+    """
+    found = record.read(path)
+    dataset = found["dataset"]["name"]
+    if dataset != "fer2013":
+        raise RecordError(f"{path} is of a run on {dataset}, not fer2013")
+    if found["config"]["data"].get("partial"):
+        raise RecordError(f"{path} is of a run on a part of the data set")
+    if found["test_evaluations"] != 1:
+        raise RecordError(f"{path}: test was opened {found['test_evaluations']} times, not once")
+    if "test" not in found.get("predictions", {}):
+        raise RecordError(f"{path}: predictions.test is missing")
+    return found
 
 
 def _order(found: Record) -> tuple[bool, str, int]:
@@ -46,37 +84,15 @@ def _row_of(found: Record) -> str:
     return "cpu" if found["device"]["platform"] == "cpu" else _device_name(found)
 
 
-def _read(path: Path) -> Record:
-    try:
-        found = json.loads(path.read_text())
-        dataset, epochs = found["dataset"]["name"], len(found["history"])
-        if dataset != "fer2013":
-            raise ValueError(f"it is of a run on {dataset}, not fer2013")
-        if found["config"]["data"]["partial"]:
-            raise ValueError("it is of a run on a part of the data set")
-        if found["test_evaluations"] != 1:
-            raise ValueError(f"test was evaluated {found['test_evaluations']} times, not once")
-        if epochs != found["epochs_run"]:
-            raise ValueError(f"its history has {epochs} of {found['epochs_run']} epochs")
-        for split in ("train", "valid", "test"):
-            found["metrics"][split]["accuracy"]
-        for name in ("experiment", "seed", "best_epoch", "seconds", "device", "predictions"):
-            found[name]
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path} is no record of a whole run: {reason}") from None
-    return found
-
-
 def _check_same_row(path: Path, found: Record, other: Record) -> None:
     if _row_of(found) != _row_of(other):
         return
     if found["seed"] == other["seed"]:
-        raise ValueError(f"{path}: a second record of seed {found['seed']} on a like device")
+        raise RecordError(f"{path}: a second record of seed {found['seed']} on a like device")
     changes = changed_fields(found["config"], other["config"])
     changes.pop("seed", None)
     for name, (theirs, ours) in changes.items():
-        raise ValueError(
+        raise RecordError(
             f"{path}: {name} is {ours}, but {theirs} in seed {other['seed']}; "
             "runs of one row differ in nothing but their seed"
         )
@@ -85,8 +101,8 @@ def _check_same_row(path: Path, found: Record, other: Record) -> None:
 def by_device(found: list[Record]) -> list[list[Record]]:
     """Splits an experiment's records into rows, all CPUs in the first, then each other device."""
     rows: dict[str, list[Record]] = defaultdict(list)
-    for record in found:
-        rows[_row_of(record)].append(record)
+    for one in found:
+        rows[_row_of(one)].append(one)
     return list(rows.values())
 
 
@@ -107,15 +123,26 @@ def _device_name(found: Record) -> str:
     return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
 
 
+def heading(split: str, metric: str) -> str:
+    """Returns how a table names a metric of a split, such as `test macro-F1`."""
+    return f"{split} {METRICS[metric]}".strip()
+
+
 def spread(values: list[float]) -> str:
     """Formats a mean, with the standard deviation over seeds where there are several."""
     mean = f"{statistics.fmean(values):.3f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
 
 
-def over_seeds(row: list[Record], split: str, name: str) -> str:
-    """Returns :func:`spread` of a metric over the records of a row."""
-    return spread([found["metrics"][split][name] for found in row])
+def over_seeds(row: list[Record], split: str, metric: str) -> str:
+    """Returns :func:`spread` of a metric over a row, `MISSING` if one of its records lacks it."""
+    values = [found["metrics"][split].get(metric) for found in row]
+    return MISSING if None in values else spread(values)
+
+
+def best_epochs(row: list[Record]) -> str:
+    """Returns the epoch that each run kept, of how many."""
+    return ", ".join(f"{found['best_epoch']} of {found['epochs_run']}" for found in row)
 
 
 def training_time(row: list[Record]) -> str:
@@ -145,7 +172,7 @@ def ending(found: Record) -> str:
     It went to the end if valid had not improved for `patience` epochs, or if it made all epochs
     that its experiment file asks for.
     """
-    run, patience = found["epochs_run"], found["config"]["train"]["patience"]
+    run, patience = found["epochs_run"], found["config"]["train"].get("patience", 0)
     planned = planned_epochs(found)
     best = max(found["history"], key=lambda row: row["valid/accuracy"])["epoch"]
     if patience and run - best >= patience:
@@ -170,7 +197,7 @@ def is_complete(found: Record) -> bool:
 
 def predictions(found: Record, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
     """Returns labels `[n]` int32 and probabilities `[n, 7]` float32 of a split."""
-    return decode_predictions(found["predictions"][split])
+    return record.decode_predictions(found["predictions"][split])
 
 
 def is_right(found: Record, split: str = "test") -> np.ndarray:

@@ -10,126 +10,165 @@ import numpy as np
 from fer_jax.labels import CLASSES
 from fer_jax.report import markdown, records, statistics
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
-from fer_jax.report.records import NOT_MEASURED, Record, Runs, over_seeds
+from fer_jax.report.records import MISSING, NOT_MEASURED, Record, Runs, over_seeds
 
-# The study's own networks
+# The paper's own networks
+
+_TEST = (("test", "accuracy"), ("test", "accuracy_unique"))
+_ALL = (("train", "accuracy"), ("valid", "accuracy"), *_TEST)
+type _Columns = Sequence[tuple[str, str]]  # (split, metric)
+
+
+def _headings(columns: _Columns) -> list[str]:
+    return [records.heading(split, metric) for split, metric in columns]
+
+
+def _measured(row: list[Record], columns: _Columns) -> list[str]:
+    return [over_seeds(row, split, metric) for split, metric in columns]
+
+
+def _table_of_rows(
+    header: Sequence[str],
+    rows: Sequence[tuple[list[Any], list[Record]]],
+    missing: Sequence[str],
+    text: Sequence[int] = (),
+) -> str:
+    """Formats rows made of records.
+
+    What all of them ran on stands once, below the table; else in a last column. What has no record
+    is named below.
+
+    Args:
+      header: the columns' headings.
+      rows: cells, and the records they are made of.
+      missing: titles of rows that have no record.
+      text: as :func:`markdown.table` takes it.
+    """
+    where = [records.devices(of) for _, of in rows]
+    shared = len(set(where)) == 1
+    cells = [row if shared else [*row, on] for (row, _), on in zip(rows, where, strict=True)]
+    parts = []
+    if rows:
+        names = header if shared else [*header, "On"]
+        parts.append(markdown.table(names, cells, text=(*text, len(header))))
+    if shared:
+        parts.append(f"Run on: {where[0]}.")
+    if missing:
+        parts.append(f"{', '.join(dict.fromkeys(missing))}: {NOT_MEASURED}.")
+    return "\n\n".join(parts)
+
+
+def _paper_rows(runs: Runs) -> list[tuple[str, list[Record]]]:
+    """Returns experiment and row, one for each device."""
+    return [(name, row) for name in PAPER for row in records.by_device(runs.get(name, []))]
+
+
+def _without_record(runs: Runs) -> list[str]:
+    return [title(name) for name in PAPER if not runs.get(name)]
 
 
 def paper_table(runs: Runs) -> str:
-    """Returns the study's rows beside ours, short enough for the README."""
-    header = (
-        *("Experiment", "The study says", "Ours: train", "valid", "test", "test, no duplicates"),
-        *("Seeds", "Best epoch", "Training time", "on"),
-    )
+    """Returns the paper's rows beside ours and the best record, short enough for the README."""
+    header = ("Network", *_headings(_ALL), "Seeds", "Training", "Paper", "Paper's time")
     rows = []
-    for name, (accuracy, loss, hours) in PAPER.items():
-        said = f"{accuracy:.3g}, loss {loss:.3g}, {hours} h"
-        for row in records.by_device(runs.get(name, [])) or [[]]:
-            cells = [NOT_MEASURED] + [""] * 7
-            if row:
-                cells = [*_accuracies(row), str(len(row)), _best_epochs(row)]
-                cells += [records.training_time(row), records.devices(row)]
-            rows.append([f"`{name}`", said, *cells])
-    return markdown.table(header, rows, text=(1, 7, 9))
+    for name in PAPER:
+        accuracy, _, hours = PAPER[name]
+        if row := records.main_row(runs.get(name, [])):
+            cells = [title(name), *_measured(row, _ALL), len(row), records.training_time(row)]
+            rows.append(([*cells, f"{accuracy:.3g}", f"{hours} h"], row))
+    best = best_on_valid(runs)
+    if best and best not in PAPER:
+        row = records.main_row(runs[best])
+        cells = [f"Best on valid: {title(best)}", *_measured(row, _ALL), len(row)]
+        rows.append(([*cells, records.training_time(row), MISSING, MISSING], row))
+    return _table_of_rows(header, rows, _without_record(runs))
 
 
-def _accuracies(row: list[Record]) -> list[str]:
-    found = [over_seeds(row, split, "accuracy") for split in ("train", "valid", "test")]
-    return [*found, over_seeds(row, "test", "accuracy_unique")]
+def best_on_valid(runs: Runs) -> str | None:
+    """Returns the experiment with the best mean valid accuracy; test does not choose."""
+    rows = {name: records.main_row(found) for name, found in runs.items()}
+    means = {
+        name: np.mean([found["metrics"]["valid"]["accuracy"] for found in row])
+        for name, row in rows.items()
+    }
+    return max(means, key=lambda name: means[name], default=None)
 
 
-def _best_epochs(row: list[Record]) -> str:
-    return ", ".join(f"{r['best_epoch']} of {r['epochs_run']}" for r in row)
-
-
-def accuracy_table(runs: Runs, names: Sequence[str]) -> str:
-    """Returns table 5's (or 4's) accuracy and loss beside ours on every split."""
-    header = (
-        *("Network", "The study: accuracy", "loss", "Ours: train", "valid", "test"),
-        *("test, no duplicates", "test loss (nats)", "Seeds"),
-    )
+def accuracy_table(runs: Runs) -> str:
+    """Returns table 5's accuracy and loss beside ours on every split."""
+    columns = (*_ALL, ("test", "loss"))
+    header = ("Network", *_headings(columns), "Seeds", "Paper", "Paper's loss")
     rows = []
-    for name in names:
-        row = records.main_row(runs.get(name, []))
-        cells = [NOT_MEASURED] + [""] * 5
-        if row:
-            cells = [*_accuracies(row), over_seeds(row, "test", "loss"), len(row)]
-        rows.append([TITLES[name], *(f"{x:.3g}" for x in PAPER[name][:2]), *cells])
-    return markdown.table(header, rows)
+    for name in PAPER:
+        if row := records.main_row(runs.get(name, [])):
+            printed = [f"{x:.3g}" for x in PAPER[name][:2]]
+            rows.append(([title(name), *_measured(row, columns), len(row), *printed], row))
+    return _table_of_rows(header, rows, _without_record(runs))
 
 
 def metrics_table(runs: Runs) -> str:
-    """Returns equation (3), macro-F1 and losses of the study's networks."""
-    header = ("Network", "Top-1 accuracy", "Equation (3)", "Macro-F1", "Loss: train", "valid")
-    rows = []
-    for name in PAPER:
-        row = records.main_row(runs.get(name, []))
-        cells = [NOT_MEASURED] + [""] * 4
-        if row:
-            measures = ("accuracy", "one_vs_rest_accuracy", "macro_f1")
-            cells = [over_seeds(row, "test", measure) for measure in measures]
-            cells += [over_seeds(row, split, "loss") for split in ("train", "valid")]
-        rows.append([TITLES[name], *cells])
-    return markdown.table(header, rows)
+    """Returns equation (3), macro-F1 and losses of the paper's networks."""
+    columns = [("test", name) for name in ("accuracy", "one_vs_rest_accuracy", "macro_f1")]
+    columns += [("train", "loss"), ("valid", "loss")]
+    rows = [
+        ([title(name), *_measured(row, columns)], row)
+        for name in PAPER
+        if (row := records.main_row(runs.get(name, [])))
+    ]
+    return _table_of_rows(("Network", *_headings(columns)), rows, _without_record(runs))
 
 
 def time_table(runs: Runs) -> str:
     """Returns table 5's hours beside our training times, a row for each device."""
-    header = ("Network", "The study", "Ours", "Epochs", "Best epoch", "Seeds", "On")
-    rows = []
-    for name, (_, _, hours) in PAPER.items():
-        for row in records.by_device(runs.get(name, [])) or [[]]:
-            cells = [NOT_MEASURED] + [""] * 4
-            if row:
-                epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
-                best = ", ".join(str(r["best_epoch"]) for r in row)
-                cells = [records.training_time(row), epochs, best, len(row)]
-                cells.append(records.devices(row))
-            rows.append([TITLES[name], f"{hours} h", *cells])
-    return markdown.table(header, rows, text=(6,))
+    rows = [
+        (
+            [
+                *(title(name), records.training_time(row), f"{PAPER[name][2]} h"),
+                *(records.best_epochs(row), len(row)),
+            ],
+            row,
+        )
+        for name, row in _paper_rows(runs)
+    ]
+    header = ("Network", "Ours", "Paper's", "Best epoch", "Seeds")
+    return _table_of_rows(header, rows, _without_record(runs))
 
 
 def crossing_table(runs: Runs) -> str:
-    """Returns where our running training curve passes the study's accuracy, for every seed."""
+    """Returns where our running training curve passes the paper's accuracy, for every seed."""
     header = (
-        *("Experiment", "The study: accuracy, loss", "Ours passes it after epoch"),
+        *("Experiment", "Paper's accuracy, loss", "Ours passes it after epoch"),
         *("loss where it passes", "running train accuracy, loss then"),
         *("the same without dropout", "valid accuracy, loss then", "best valid accuracy"),
     )
     rows = []
-    for name, (accuracy, loss, _) in PAPER.items():
-        several = len(records.by_device(runs.get(name, []))) > 1
-        for found in runs.get(name, []):
-            best = max(row["valid/accuracy"] for row in found["history"])
-            device = f", {records.devices([found])}" if several else ""
-            rows.append(
-                [
-                    f"`{name}`, seed {found['seed']}{device}",
-                    f"{accuracy:.3g}, {loss:.3g}",
-                    *_crossing_cells(found, accuracy),
-                    f"{best:.3f}",
-                ]
-            )
-    return markdown.table(header, rows)
+    for name, row in _paper_rows(runs):
+        accuracy, loss, _ = PAPER[name]
+        for found in row:
+            best = max(epoch["valid/accuracy"] for epoch in found["history"])
+            printed = f"{accuracy:.3g}, {loss:.3g}"
+            cells = [printed, *_crossing_cells(found, accuracy), f"{best:.3f}"]
+            rows.append(([f"`{name}`, seed {found['seed']}", *cells], [found]))
+    return _table_of_rows(header, rows, _without_record(runs))
 
 
 def _crossing_cells(found: Record, accuracy: float) -> list[str]:
     row = statistics.crossing(found["history"], accuracy)
     if row is None:
-        return [f"not within {found['epochs_run']} epochs", "", "", "", ""]
+        return [f"not within {found['epochs_run']} epochs", *[MISSING] * 4]
     loss = statistics.loss_at(found["history"], accuracy)
     pairs = [
         f"{row[f'{curve}/accuracy']:.3f}, {row[f'{curve}/loss']:.3f}"
         if f"{curve}/loss" in row
-        else "not recorded"
+        else MISSING
         for curve in ("train_running", "train", "valid")
     ]
-    return [str(row["epoch"]), "-" if loss is None else f"{loss:.3f}", *pairs]
+    return [str(row["epoch"]), MISSING if loss is None else f"{loss:.3f}", *pairs]
 
 
 def confusion_tables(found: Record | None) -> str:
     """Returns table 3's matrix and, below it, ours on the same split (valid)."""
-    tables = [f"The study's:\n\n{_confusion(CONFUSION)}"]
+    tables = [f"The paper's:\n\n{_confusion(CONFUSION)}"]
     if found:
         ours = found["metrics"]["valid"]["confusion"]
         tables.append(f"Ours, seed {found['seed']}:\n\n{_confusion(ours)}")
@@ -148,31 +187,33 @@ def _confusion(counts: Any) -> str:
 
 
 def related_table(runs: Runs) -> str:
-    """Returns tables 1 and 2 under one protocol, with what the study prints beside it."""
-    header = (
-        *("Network", "Parameters", "MFLOP an image", "Epochs run", "Trained", "On"),
-        *("Ours: train", "valid", "test", "Seeds", "The study prints", "which is"),
-    )
-    rows = []
+    """Returns tables 1 and 2 under one protocol, with what the paper prints beside it."""
+    columns = _ALL[:3]
+    header = ("Network", *_headings(columns), "Seeds", "Paper", "Epochs", "Parameters")
+    header += ("MFLOP an image", "Trained", "The paper's accuracy is on")
+    rows, missing = [], []
     for related in RELATED:
-        for row in records.by_device(runs.get(related.experiment, [])) or [[]]:
-            network = f"{related.work}: {related.network}"
-            size = _size(related.experiment)
-            printed = (f"{related.printed:.3g}", f"{related.what} (table {related.table})")
-            rows.append([network, *size, *_related_cells(row), *printed])
+        printed = f"{related.printed:.3g}", f"{related.what} (table {related.table})"
+        name = f"{related.work}: {related.network}"
+        found = _related_rows(runs, related.experiment, name, printed)
+        rows += found
+        missing += [] if found else [name]
     for name in PAPER:
-        for row in records.by_device(runs.get(name, [])) or [[]]:
-            printed = (f"{PAPER[name][0]:.3g}", "FER2013, split unsaid (table 5)")
-            rows.append([f"**{TITLES[name]}**", *_size(name), *_related_cells(row), *printed])
-    return markdown.table(header, rows, text=(4, 5, 11))
+        printed = f"{PAPER[name][0]:.3g}", "FER2013, split unsaid (table 5)"
+        rows += _related_rows(runs, name, f"**{TITLES[name]}**", printed)
+    return _table_of_rows(header, rows, [*missing, *_without_record(runs)], text=(9, 10))
 
 
-def _related_cells(row: list[Record]) -> list[Any]:
-    if not row:
-        return ["", NOT_MEASURED] + [""] * 5
-    epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
-    endings = "; ".join(dict.fromkeys(records.ending(r) for r in row))
-    return [epochs, endings, records.devices(row), *_accuracies(row)[:3], len(row)]
+def _related_rows(
+    runs: Runs, experiment: str, name: str, printed: tuple[str, str]
+) -> list[tuple[list[Any], list[Record]]]:
+    rows = []
+    for row in records.by_device(runs.get(experiment, [])):
+        epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
+        endings = "; ".join(dict.fromkeys(records.ending(r) for r in row))
+        cells = [name, *_measured(row, _ALL[:3]), len(row), printed[0], epochs]
+        rows.append(([*cells, *_size(experiment), endings, printed[1]], row))
+    return rows
 
 
 @cache
@@ -184,25 +225,28 @@ def _size(experiment: str) -> list[str]:
     return [f"{summary.parameter_counts(model)[0]:,}", f"{summary.flops(model) / 1e6:,.1f}"]
 
 
-def other_table(runs: Runs) -> str | None:
-    """Returns the rows of records that no other table has, None if there are none."""
+def other_table(runs: Runs) -> str:
+    """Returns the rows of records that no other table has."""
     known = {*PAPER, *(related.experiment for related in RELATED)}
-    header = ("Experiment", "Ours: train", "valid", "test", "Seeds", "Best epoch", "Time", "On")
+    header = ("Experiment", *_headings(_ALL), "Seeds", "Best epoch", "Training")
     rows = [
-        [
-            *(f"`{name}`", *_accuracies(row)[:3], len(row), _best_epochs(row)),
-            *(records.training_time(row), records.devices(row)),
-        ]
+        (
+            [
+                *(f"`{name}`", *_measured(row, _ALL), len(row)),
+                *(records.best_epochs(row), records.training_time(row)),
+            ],
+            row,
+        )
         for name, found in runs.items()
         if name not in known
         for row in records.by_device(found)
     ]
-    return markdown.table(header, rows, text=(5, 7)) if rows else None
+    return _table_of_rows(header, rows, []) or "None."
 
 
 @cache
 def layers_table(experiment: str) -> str:
-    """Returns a network's layers, as in the study's figures 6 to 8."""
+    """Returns a network's layers, as in the paper's figures 6 to 8."""
     from fer_jax.models import create_model, summary
 
     model = create_model(records.experiment_config(experiment).model)
@@ -217,6 +261,10 @@ def layers_table(experiment: str) -> str:
 # Errors
 
 
+def _table_or_not(header: Sequence[str], rows: Sequence[Any], text: Sequence[int] = ()) -> str:
+    return markdown.table(header, rows, text) if rows else f"{NOT_MEASURED.capitalize()}."
+
+
 def calibration_table(runs: Runs) -> str:
     """Returns accuracy, confidence and expected calibration error on test."""
     header = ("Network", "Accuracy", "Mean confidence", "Calibration error", "Loss", "Seeds")
@@ -228,7 +276,7 @@ def calibration_table(runs: Runs) -> str:
         cells = [over_seeds(row, "test", "accuracy"), records.spread(confidence)]
         cells += [records.spread(errors), over_seeds(row, "test", "loss"), str(len(row))]
         rows.append([row_title(name, row), *cells])
-    return markdown.table(header, rows)
+    return _table_or_not(header, rows)
 
 
 def mistakes_table(mistakes: Sequence[dict[str, Any]]) -> str:
@@ -241,7 +289,7 @@ def mistakes_table(mistakes: Sequence[dict[str, Any]]) -> str:
         for m in mistakes
     ]
     header = ("Image", "Label", "Taken for", "with probability", "probability of the label")
-    return markdown.table(header, rows, text=(1, 2))
+    return _table_or_not(header, rows, text=(1, 2))
 
 
 def duplicates_table(found: dict[str, Any]) -> str:
@@ -256,7 +304,20 @@ def duplicates_table(found: dict[str, Any]) -> str:
         ]
         for split, within in found["within"].items()
     ]
-    return markdown.table(header, rows)
+    return _table_or_not(header, rows)
+
+
+def copies_table(found: dict[str, Any]) -> str:
+    """Returns the copies between two splits, from `results/dataset.json`."""
+    rows = [
+        [
+            *(names, n["images"], n["contradicted"]),
+            f"{100 * n['contradicted'] / n['images']:.1f} %",
+        ]
+        for names, n in found["between"].items()
+    ]
+    header = ("Two splits", "Images of the second with a copy in the first")
+    return markdown.table((*header, "Label that no copy has", "Share"), rows)
 
 
 # Which differences mean something
@@ -275,7 +336,7 @@ def spread_table(runs: Runs) -> str:
         mean = f"{np.mean(values):.3f}"
         cells = [mean, len(row), deviation, f"{100 * error:.2f} points"]
         rows.append([row_title(name, row), *cells])
-    return markdown.table(header, rows)
+    return _table_or_not(header, rows)
 
 
 class Pair(NamedTuple):
@@ -329,7 +390,7 @@ def pairs_table(found: Sequence[Pair]) -> str:
         ]
         for pair in sorted(found, key=lambda pair: -pair.found.difference)
     ]
-    return markdown.table(header, rows, text=(1, 8))
+    return _table_or_not(header, rows, text=(1, 8))
 
 
 def _p_value(p: float) -> str:
@@ -337,7 +398,7 @@ def _p_value(p: float) -> str:
 
 
 def main_rows(runs: Runs) -> dict[str, list[Record]]:
-    """Returns experiment -> its row, the study's networks first, then tables 1 and 2."""
+    """Returns experiment -> its row, the paper's networks first, then tables 1 and 2."""
     names = [*PAPER, *(related.experiment for related in RELATED)]
     return {name: records.main_row(runs[name]) for name in names if runs.get(name)}
 

@@ -1,6 +1,9 @@
 """Records: what a run was and gave, as JSON that anyone may commit."""
 
 import base64
+import functools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import numpy as np
 
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset
+from fer_jax.errors import RecordError
+from fer_jax.labels import SPLITS
 from fer_jax.machine import environment as environment_lib
 from fer_jax.ops import native
 
@@ -61,3 +66,77 @@ def decode_predictions(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     labels = np.frombuffer(packed["labels"].encode(), np.uint8).astype(np.int32) - ord("0")
     flat = np.frombuffer(base64.b64decode(packed["probabilities"]), "<f2").astype(np.float32)
     return labels, flat.reshape(len(labels), -1)
+
+
+# What every record has, older ones too: path of the field -> its type.
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("experiment", "dataset.name", "device.platform", "device.kind"), str),
+    **dict.fromkeys(("seed", "epochs_run", "best_epoch", "test_evaluations"), int),
+    **dict.fromkeys(("device.count", "device.cpu_cores"), int),
+    **{f"metrics.{split}.count": int for split in SPLITS},
+    **{f"metrics.{split}.{name}": float for split in SPLITS for name in ("accuracy", "loss")},
+    **{f"config.{name}": dict for name in ("data", "model", "train")},
+    "config.train.epochs": int,
+    "dataset.count": dict,
+    "history": list,
+    "seconds.train": float,
+}
+_EPOCH: dict[str, type] = {
+    "epoch": int,
+    **{f"{s}/{name}": float for s in ("train_running", "valid") for name in ("accuracy", "loss")},
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a record and checks that it is one of a whole run.
+
+    Raises:
+      RecordError: naming the file and the field, if it cannot be read, a field is missing or of
+        another type, epochs are missing, or predictions are damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _check(found)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is no record of a whole run: {error}") from error
+    return found
+
+
+def _check(found: Any) -> None:
+    for name, kind in _FIELDS.items():
+        _check_type(name, functools.reduce(_field, name.split("."), found), kind)
+    if len(found["history"]) != found["epochs_run"]:
+        raise ValueError(f"history has {len(found['history'])} of {found['epochs_run']} epochs")
+    for i, row in enumerate(found["history"]):
+        for name, kind in _EPOCH.items():
+            _check_type(f"history[{i}].{name}", _field(row, name), kind)
+    for split, packed in found.get("predictions", {}).items():
+        _check_predictions(split, packed, found["metrics"][split]["count"])
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    allowed = (int, float) if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name} is {value!r}, no {kind.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}")
+
+
+def _check_predictions(split: str, packed: Any, count: int) -> None:
+    try:
+        labels, probabilities = decode_predictions(packed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"predictions.{split} cannot be unpacked ({error!r})") from None
+    if len(labels) != count:
+        raise ValueError(f"predictions.{split} has {len(labels)} of {count} images")
+    classes = probabilities.shape[1]
+    if not (probabilities >= 0).all() or labels.max() >= classes:
+        raise ValueError(f"predictions.{split} has values that are no probabilities or labels")

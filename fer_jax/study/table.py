@@ -6,13 +6,17 @@ Accuracies are top-1. `train`, `valid` and `test` are of the checkpoint that is 
 
 import contextlib
 import itertools
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fer_jax.errors import RecordError
+from fer_jax.runs import record, workdir
 from fer_jax.study.effects import Frame, NotSeparable
+
+log = logging.getLogger("fer_jax")
 
 Corner = tuple[str, Any, Any]  # a factor and two of its levels
 
@@ -48,14 +52,21 @@ def load(folder: Path) -> Frame:
       not lengthen), and what should be the same for all runs: device, data,
       optimiser, learning rate, images of test.
 
+    A record that is damaged is left out, and a line of the log says why.
+
     Raises:
-      ValueError: for a record that is not whole, or of another study than the others.
+      RecordError: if the records are of several studies.
     """
-    rows = [_read(path) for path in sorted(folder.glob("*.json"))]
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            rows.append(_read(path))
+        except RecordError as error:
+            log.warning("left out: %s", error)
     if not rows:
         return pd.DataFrame()
     if any(set(row) != set(rows[0]) for row in rows):
-        raise ValueError(f"{folder} holds records of studies with different factors")
+        raise RecordError(f"{folder} holds records of studies with different factors")
     frame = pd.DataFrame(rows)
     for factor in factors(frame):
         with contextlib.suppress(ValueError):  # named levels stay as they are
@@ -64,11 +75,10 @@ def load(folder: Path) -> Frame:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
-    if "levels" not in found:
-        raise ValueError(f"{path} is no record of a factor study")
-    if len(found["history"]) != found["epochs_run"]:
-        raise ValueError(f"{path}: {len(found['history'])} epochs of {found['epochs_run']}")
+    found = record.read(path)
+    for place, name in ((found, "levels"), (found["seconds"], "train_cpu")):
+        if name not in place:
+            raise RecordError(f"{path} is no record of a factor study: {name} is missing")
     last, metrics, train = found["history"][-1], found["metrics"], found["config"]["train"]
     return (
         {"run": found["experiment"].split("/")[-1], "seed": found["seed"]}
@@ -95,8 +105,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write_csv(frame: Frame, path: Path) -> None:
     """Writes the table, a line for each run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    workdir.write_text(path, text)
 
 
 def factors(frame: Frame) -> list[str]:
