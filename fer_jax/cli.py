@@ -127,7 +127,7 @@ def report(data: Config | None, folder: Path | None) -> int:
     """Makes tables, figures and pages from the records; see :mod:`fer_jax.report`.
 
     Args:
-      data: None: bring docs/reproduction.* and README.md up to date. `config.data`: write the page
+      data: None: bring docs/reproduction.md and README.md up to date. `config.data`: write the page
         with this data set's pictures instead.
       folder: of the page with pictures; None for `out/reproduction`, which git ignores.
 

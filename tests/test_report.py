@@ -192,6 +192,9 @@ def test_every_row_has_an_experiment():
 # Records
 
 
+VALID = {"count": 14, "accuracy": 0.5, "loss": 1.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -201,10 +204,14 @@ def test_every_row_has_an_experiment():
             {"dataset": {"name": "synthetic_faces", "count": {}}},
             r"0\.json is of a run on synthetic_faces, not fer2013",
         ),
-        ({"metrics": {"train": {}}}, r"0\.json .*: metrics\.train\.count is missing"),
-        ({"metrics": {"train": 3}}, r"0\.json .*: metrics\.train\.count is missing"),
+        ({"metrics": {"train": {}}}, r"0\.json .*: metrics\.valid is missing"),
+        ({"metrics": {"valid": 3}}, r"0\.json .*: metrics\.valid is 3, no dict"),
+        ({"metrics": {"valid": {}}}, r"0\.json .*: metrics\.valid\.count is missing"),
+        ({"metrics": {"valid": VALID}, "predictions": {}}, r"0\.json: metrics\.train is missing"),
+        ({"test_evaluations": 0}, r"0\.json: test was opened 0 times, not once"),
         ({"best_epoch": "3"}, r"0\.json .*: best_epoch is '3', no int"),
         ({"seconds": {"train": float("nan")}}, r"0\.json .*: seconds\.train is nan"),
+        ({"history": [3, {}, {}]}, r"0\.json .*: history\[0\] is 3, no dict"),
         ({"history": [{}, {}, {}]}, r"0\.json .*: history\[0\]\.epoch is missing"),
         ({"predictions": {}}, r"0\.json: predictions\.test is missing"),
         ({"predictions": {"test": {"labels": "01"}}}, r"predictions\.test cannot be unpacked"),
@@ -250,6 +257,18 @@ def test_runs_of_one_row_differ_in_nothing_but_their_seed(tmp_path, caplog):
     write(tmp_path, record(0), other)
     assert len(records.load_runs(tmp_path)["arch02_bs96"]) == 1
     assert "1.json: train.epochs is 1, but 20 in seed 0" in caplog.text
+
+
+def test_an_ensemble_has_no_epochs_and_no_time(tmp_path):
+    found = record(experiment="mine", members=[{"seed": 0}, {"seed": 1}])
+    for name in ("history", "epochs_run", "best_epoch", "seconds"):
+        del found[name]
+    write(tmp_path, found)
+    runs = records.load_runs(tmp_path)
+    row = tables.other_table(runs).splitlines()[2]
+    assert row == "| `mine` | 0.500 | 0.500 | 0.500 | 0.490 | 1 | - | - |"
+    assert records.ending(runs["mine"][0]) == "to the end: an ensemble of 2 runs"
+    assert "**0.500** on PrivateTest" in words.verdict(loaded(record(accuracy=0.1)) | runs)
 
 
 def test_a_metric_that_a_record_lacks_is_a_dash():

@@ -70,8 +70,10 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} is of a run on a part of the data set")
     if found["test_evaluations"] != 1:
         raise RecordError(f"{path}: test was opened {found['test_evaluations']} times, not once")
-    if "test" not in found.get("predictions", {}):
-        raise RecordError(f"{path}: predictions.test is missing")
+    for name, of in (("metrics", ("train", "test")), ("predictions", ("test",))):
+        for split in of:
+            if split not in found.get(name, {}):
+                raise RecordError(f"{path}: {name}.{split} is missing")
     return found
 
 
@@ -141,15 +143,20 @@ def over_seeds(row: list[Record], split: str, metric: str) -> str:
 
 
 def best_epochs(row: list[Record]) -> str:
-    """Returns the epoch that each run kept, of how many."""
+    """Returns the epoch that each run kept, of how many; `MISSING` for an ensemble."""
+    if any("members" in found for found in row):
+        return MISSING
     return ", ".join(f"{found['best_epoch']} of {found['epochs_run']}" for found in row)
 
 
 def training_time(row: list[Record]) -> str:
     """Returns the mean time of training: core minutes on a CPU if all records have them.
 
-    Wall time on a CPU also counts what else ran there; core minutes are the run's own.
+    Wall time on a CPU also counts what else ran there; core minutes are the run's own. `MISSING`
+    for an ensemble.
     """
+    if any("members" in found for found in row):
+        return MISSING
     if row[0]["device"]["platform"] == "cpu" and all("train_cpu" in r["seconds"] for r in row):
         return f"{_mean_minutes(row, lambda s: s['train_cpu'])} core-min"
     return f"{_mean_minutes(row, lambda s: s['train'])} min"
@@ -172,6 +179,8 @@ def ending(found: Record) -> str:
     It went to the end if valid had not improved for `patience` epochs, or if it made all epochs
     that its experiment file asks for.
     """
+    if "members" in found:
+        return f"to the end: an ensemble of {len(found['members'])} runs"
     run, patience = found["epochs_run"], found["config"]["train"].get("patience", 0)
     planned = planned_epochs(found)
     best = max(found["history"], key=lambda row: row["valid/accuracy"])["epoch"]

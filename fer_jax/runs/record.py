@@ -12,7 +12,6 @@ import numpy as np
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import RecordError
-from fer_jax.labels import SPLITS
 from fer_jax.machine import environment as environment_lib
 from fer_jax.ops import native
 
@@ -71,16 +70,16 @@ def decode_predictions(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 # What every record has, older ones too: path of the field -> its type.
 _FIELDS: dict[str, type] = {
     **dict.fromkeys(("experiment", "dataset.name", "device.platform", "device.kind"), str),
-    **dict.fromkeys(("seed", "epochs_run", "best_epoch", "test_evaluations"), int),
-    **dict.fromkeys(("device.count", "device.cpu_cores"), int),
-    **{f"metrics.{split}.count": int for split in SPLITS},
-    **{f"metrics.{split}.{name}": float for split in SPLITS for name in ("accuracy", "loss")},
-    **{f"config.{name}": dict for name in ("data", "model", "train")},
-    "config.train.epochs": int,
-    "dataset.count": dict,
+    **dict.fromkeys(("seed", "test_evaluations", "device.count", "device.cpu_cores"), int),
+    **dict.fromkeys(("config.data", "config.model", "config.train"), dict),
+    **dict.fromkeys(("dataset.count", "metrics.valid"), dict),
+}
+_TRAINED: dict[str, type] = {  # an ensemble's record, which has `members`, lacks these
+    **dict.fromkeys(("epochs_run", "best_epoch", "config.train.epochs"), int),
     "history": list,
     "seconds.train": float,
 }
+_METRICS: dict[str, type] = {"count": int, "accuracy": float, "loss": float}
 _EPOCH: dict[str, type] = {
     "epoch": int,
     **{f"{s}/{name}": float for s in ("train_running", "valid") for name in ("accuracy", "loss")},
@@ -105,15 +104,25 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check(found: Any) -> None:
-    for name, kind in _FIELDS.items():
-        _check_type(name, functools.reduce(_field, name.split("."), found), kind)
-    if len(found["history"]) != found["epochs_run"]:
-        raise ValueError(f"history has {len(found['history'])} of {found['epochs_run']} epochs")
-    for i, row in enumerate(found["history"]):
-        for name, kind in _EPOCH.items():
-            _check_type(f"history[{i}].{name}", _field(row, name), kind)
+    _check_fields(found, _FIELDS)
+    for split, metrics in found["metrics"].items():
+        _check_fields(metrics, _METRICS, f"metrics.{split}.")
+    if "members" not in found:
+        _check_fields(found, _TRAINED)
+        if len(found["history"]) != found["epochs_run"]:
+            raise ValueError(f"history has {len(found['history'])} of {found['epochs_run']} epochs")
+        for i, row in enumerate(found["history"]):
+            _check_type(f"history[{i}]", row, dict)
+            for name, kind in _EPOCH.items():
+                _check_type(f"history[{i}].{name}", row.get(name), kind)
     for split, packed in found.get("predictions", {}).items():
-        _check_predictions(split, packed, found["metrics"][split]["count"])
+        count = found["metrics"].get(split, {}).get("count")
+        _check_predictions(split, packed, count)
+
+
+def _check_fields(found: Any, fields: dict[str, type], prefix: str = "") -> None:
+    for name, kind in fields.items():
+        _check_type(prefix + name, functools.reduce(_field, name.split("."), found), kind)
 
 
 def _field(value: Any, name: str) -> Any:
@@ -130,7 +139,7 @@ def _check_type(name: str, value: Any, kind: type) -> None:
         raise ValueError(f"{name} is {value}")
 
 
-def _check_predictions(split: str, packed: Any, count: int) -> None:
+def _check_predictions(split: str, packed: Any, count: int | None) -> None:
     try:
         labels, probabilities = decode_predictions(packed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
