@@ -2,12 +2,14 @@
 
 import importlib.util
 import logging
+import os
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fer_jax.errors import ConfigError
 from fer_jax.machine import environment, memory
 
 log = logging.getLogger("fer_jax")
@@ -21,12 +23,26 @@ MIN_IMAGES_PER_CPU_DEVICE = 16  # with 8 on each of two, Architecture 02 ran 0.9
 MAX_PARAMETERS_OF_SEVERAL_CPU_DEVICES = 22_000_000
 
 
+# How JAX takes a GPU's memory; https://docs.jax.dev/en/latest/gpu_memory_allocation.html.
+_GPU_MEMORY = (
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
+
+
 def setup() -> None:
     """Prepares JAX: freed memory and compiled programs are kept, one virtual CPU device per core.
 
     Must run before JAX touches a device. Compiled programs lie in :func:`environment.cache_folder`.
+    A GPU's memory is taken as it is needed, unless the environment says otherwise: by default JAX
+    takes three quarters of it at once, of which these networks leave most unused and which keeps a
+    second run from starting.
     """
     memory.keep_freed_memory()
+    if not any(name in os.environ for name in _GPU_MEMORY):
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     jax.config.update("jax_num_cpu_devices", environment.cpu_cores())
     jax.config.update("jax_compilation_cache_dir", str(environment.cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -53,10 +69,12 @@ def _platforms() -> str | None:
 def start() -> str:
     """Starts JAX's devices and returns the platform: `cpu`, `gpu` or `tpu`.
 
-    Logs one line where the CUDA extra is installed and there is no GPU for it.
+    Logs one line where the CUDA extra is installed and there is no GPU for it, and one where there
+    is an NVIDIA GPU and no extra.
     """
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    wanted = any(map(importlib.util.find_spec, plugins)) and not _platforms()
+    installed = any(map(importlib.util.find_spec, plugins))
+    wanted = installed and not _platforms()
     errors, logger = _PluginErrors(), logging.getLogger("jax._src.xla_bridge")
     if wanted:
         logger.addFilter(errors)
@@ -68,6 +86,11 @@ def start() -> str:
         log.warning(
             "JAX's CUDA extra is installed, but no GPU was found%s: going on with the CPU",
             f" ({errors.reason})" if errors.reason else "",
+        )
+    if platform == "cpu" and not installed and not _platforms() and environment.has_nvidia_gpu():
+        log.warning(
+            "There is an NVIDIA GPU, but JAX's CUDA extra is not installed: going on with the CPU. "
+            "To use it: uv run --extra cuda12 launch.py ..., or pip install 'jax[cuda12]'"
         )
     return platform
 
@@ -90,16 +113,16 @@ def choose_count(
       `MAX_PARAMETERS_OF_SEVERAL_CPU_DEVICES`.
 
     Raises:
-      ValueError: if the request exceeds what is there or does not divide the batch.
+      ConfigError: if the request exceeds what is there or does not divide the batch.
     """
     if requested > available:
-        raise ValueError(
+        raise ConfigError(
             f"config.train.devices is {requested}, but there are only {available} ({platform})"
         )
     divisors = [n for n in range(1, available + 1) if batch_size % n == 0]
     if requested:
         if requested not in divisors:
-            raise ValueError(
+            raise ConfigError(
                 f"config.train.batch_size {batch_size} does not divide over {requested} devices; "
                 f"numbers of devices here that divide it: {', '.join(map(str, divisors))}; the "
                 f"nearest batch sizes that {requested} devices divide: "

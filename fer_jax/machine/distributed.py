@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fer_jax.errors import ConfigError
+
 # What launchers set for each process: Slurm's srun, Open MPI's mpirun.
 _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -28,7 +30,7 @@ def initialize(address: str | None, num_processes: int | None, process_id: int |
       process_id: 0 to `num_processes - 1`, another one for each process.
 
     Raises:
-      ValueError: if only some of the three are given, or they contradict each other.
+      ConfigError: if only some of the three are given, or they contradict each other.
     """
     given = (address, num_processes, process_id)
     if given == (None, None, None):
@@ -36,12 +38,12 @@ def initialize(address: str | None, num_processes: int | None, process_id: int |
             _join()
         return
     if address is None or num_processes is None or process_id is None:
-        raise ValueError(
+        raise ConfigError(
             f"--coordinator_address is {address}, --num_processes {num_processes} and --process_id "
             f"{process_id}: give all three to every process, or none inside Slurm or Open MPI"
         )
     if not 0 <= process_id < num_processes:
-        raise ValueError(
+        raise ConfigError(
             f"--process_id is {process_id}; with --num_processes={num_processes} it must lie "
             f"between 0 and {num_processes - 1}"
         )

@@ -22,6 +22,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FER_JAX_CACHE") or Path.home() / ".cache" / "fer_jax")
 
 
+def has_nvidia_gpu(driver: Path = Path("/proc/driver/nvidia")) -> bool:
+    """Returns whether NVIDIA's driver is loaded, as Linux says, or its tool finds a GPU.
+
+    Args:
+      driver: the folder that the driver makes.
+    """
+    if driver.is_dir():
+        return True
+    try:
+        run = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return run.returncode == 0 and "GPU 0" in run.stdout
+
+
 def describe() -> dict[str, Any]:
     """Returns versions, device and git commit; nothing that names a person or a machine."""
     device = jax.devices()[0]
@@ -46,7 +61,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
