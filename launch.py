@@ -10,13 +10,13 @@ python launch.py --mode=report
 """
 
 import logging
-import re
 import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from fer_jax.errors import ConfigError
 from fer_jax.runs import stop
 
 MODES = ("train", "evaluate", "study", "benchmark", "summary", "report")
@@ -86,13 +86,15 @@ _ID = flags.DEFINE_integer("process_id", None, "Training in several processes: t
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in one line that says what is allowed."""
+    from fer_jax.config import check_arguments
+
     try:
-        _refuse_unknown_fields(argv)
+        check_arguments(argv[1:])
         rest = flags.FLAGS(argv)
         if _MODE.value not in ("study", "report") and not flags.FLAGS["config"].present:
             raise flags.Error("--config is missing, such as --config=experiments/quickstart.py")
         _CONFIG.value.experiment  # noqa: B018 - a file that cannot be read says so only now
-    except flags.Error as error:
+    except (flags.Error, ConfigError) as error:
         message = str(error)
     except (OSError, ImportError, SyntaxError, AttributeError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
@@ -100,21 +102,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     else:
         return rest
     sys.exit(f"launch.py: {message}\nTry --help, or see experiments/ and fer_jax/config.py")
-
-
-def _refuse_unknown_fields(argv: list[str]) -> None:
-    names = [m[1] for m in map(re.compile(r"--(?:no)?config\.([\w.]+)").match, argv[1:]) if m]
-    if not names:
-        return
-    from fer_jax.config import check_field, field_names
-
-    sections = {field.split(".")[0] for field in field_names()}
-    try:
-        for name in names:
-            if name not in sections:
-                check_field(name, "--config.")
-    except ValueError as error:
-        raise flags.Error(str(error)) from None
 
 
 def main(argv: list[str]) -> None:
@@ -132,14 +119,14 @@ def main(argv: list[str]) -> None:
     if _MODE.value == "study":
         status = cli.study(
             _EXPERIMENTS.value,
-            Path(_STUDY.value) if _STUDY.value else None,
+            Path(_STUDY.value).expanduser() if _STUDY.value else None,
             seeds=_SEEDS.value,
             shard=_SHARD.value,
             overrides=_OVERRIDES.value,
             dry_run=_DRY_RUN.value,
         )
         sys.exit(status)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else None
     if _MODE.value == "report":
         given = config_flags.get_override_values(flags.FLAGS["config"])
         pictures = flags.FLAGS["config"].present or given
@@ -149,7 +136,7 @@ def main(argv: list[str]) -> None:
         _CONFIG.value,
         workdir,
         split=_SPLIT.value,
-        merge=[Path(path) for path in _MERGE.value],
+        merge=[Path(path).expanduser() for path in _MERGE.value],
         repeats=_REPEATS.value,
         processes=(_ADDRESS.value, _COUNT.value, _ID.value),
     )

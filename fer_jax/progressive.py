@@ -29,6 +29,7 @@ def best_of(folder: Path, state: TrainState) -> TrainState:
     """
     from fer_jax.runs import workdir
 
+    folder = folder.expanduser()
     found = workdir.read_json(folder / "results.json")
     if found is None:
         raise CheckpointError(
