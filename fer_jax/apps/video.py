@@ -204,7 +204,10 @@ class Writer:
         code = cv2.VideoWriter.fourcc(*codec)
         self._writer = cv2.VideoWriter(str(self._part), backend, code, self._rate, (width, height))
         if not self._writer.isOpened():
-            raise PictureError(f"cannot write {self._path}; choose another folder with --out=DIR")
+            raise PictureError(
+                f"cannot write {self._path} with {width}x{height} pixels and {self._rate:g} frames "
+                "per second; is its folder writable? Name another with --out=DIR"
+            )
         return self._writer
 
     def __enter__(self) -> "Writer":

@@ -1,0 +1,356 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from apps_pictures import crops, group, photograph, predictor, read_video, scaled, write_video
+from PIL import Image
+
+from fer_jax import train
+from fer_jax.apps import cli, run, table
+from fer_jax.apps.load import load
+from fer_jax.apps.run import Options
+from fer_jax.apps.table import Table
+from fer_jax.errors import PictureError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Photographs, and what people have between them."""
+    here = tmp_path / "in"
+    (here / "sub").mkdir(parents=True)
+    (here / ".hidden").mkdir()
+    small = Image.fromarray(scaled(photograph(), 0.5))
+    small.save(here / "a.jpg", quality=95)
+    small.save(here / "sub" / "Mummé 中.png")
+    small.save(here / ".hidden" / "b.png")
+    small.save(here / "._a.png")
+    Image.new("RGB", (300, 200), "black").save(here / "black.png")
+    (here / "empty.jpg").touch()
+    (here / "notes.txt").write_text("no picture", encoding="utf-8")
+    (here / "text.jpg").write_text("hello", encoding="utf-8")
+    return here
+
+
+def do(paths, target: Path | None = None, options: Options | None = None, kind="json", shard=None):
+    """Does what the command does after its options are read; returns status and rows."""
+    options = options or Options()
+    files, root = run.find_files(paths, options.out)
+    files = files[shard[0] :: shard[1]] if shard else files
+    of = predictor()
+    if target is None:
+        return run.run(of, files, root, options, None)
+    with Table(target, kind, of.classes, of.name) as rows:
+        status = run.run(of, files, root, options, rows)
+    if kind == "csv":
+        with target.open(encoding="utf-8", newline="") as file:
+            return status, list(csv.DictReader(file))
+    return status, [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_folder_is_done_whatever_lies_in_it(folder, tmp_path, capsys):
+    status, rows = do([folder], tmp_path / "t.jsonl")
+    assert status == 1
+    found = {(Path(row["file"]).name, row["face"]) for row in rows}
+    assert found == {("a.jpg", 0), ("black.png", None), ("Mummé 中.png", 0)}
+    said = capsys.readouterr().err
+    assert "black.png: no face" in said
+    assert "empty.jpg is empty" in said
+    assert "text.jpg is not a picture" in said
+    assert "5 files: 2 with a face, 1 without a face, 2 could not be read" in said
+
+
+def test_good_pictures_end_with_status_0(folder, tmp_path):
+    status, rows = do([folder / "a.jpg", folder / "sub"], tmp_path / "t.jsonl")
+    assert status == 0
+    assert len(rows) == 2
+
+
+def test_what_is_missing_is_named_and_the_rest_done(folder, tmp_path, capsys):
+    status, rows = do([folder / "missing.jpg", folder / "a.jpg"], tmp_path / "t.jsonl")
+    assert status == 1
+    assert [row["face"] for row in rows] == [0]
+    assert "missing.jpg cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_the_second_start_does_only_what_is_new(folder, tmp_path, capsys):
+    target = tmp_path / "t.jsonl"
+    do([folder / "a.jpg", folder / "black.png"], target)
+    before = target.read_bytes()
+    capsys.readouterr()
+    status, rows = do([folder], target)
+    assert status == 1
+    assert target.read_bytes().startswith(before)
+    assert len(rows) == 3
+    assert "2 in the table already" in capsys.readouterr().err
+    status, _ = do([folder / "a.jpg"], target)
+    assert status == 0
+    status, _ = do([folder / "black.png"], target)
+    assert status == 1  # it still holds no face
+
+
+def test_shards_are_parts_of_the_whole(folder, tmp_path):
+    _, whole = do([folder], tmp_path / "whole.jsonl")
+    parts = []
+    for i in range(2):
+        parts += do([folder], tmp_path / f"{i}.jsonl", shard=(i, 2))[1]
+    assert sorted(parts, key=str) == sorted(whole, key=str)
+
+
+def test_the_tables_faces_are_the_predictors(tmp_path):
+    path = tmp_path / "group.png"
+    Image.fromarray(group()).save(path)
+    _, rows = do([path], tmp_path / "t.jsonl")
+    faces = predictor().detect_and_predict(group())
+    assert [row["face"] for row in rows] == [0, 1, 2]
+    for row, face in zip(rows, faces, strict=True):
+        found = np.array(list(row["probabilities"].values())).astype(np.float32)
+        np.testing.assert_array_equal(found, face.probabilities)
+        np.testing.assert_allclose(row["box"], face.box, atol=0.006)
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_crops_without_detection_give_exactly_the_networks_numbers(tmp_path, kind):
+    images = crops(40)
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "in" / f"{i:02}.png")
+    status, rows = do([tmp_path / "in"], tmp_path / "t", Options(detect=False), kind)
+    assert status == 0
+    if kind == "json":
+        found = [list(row["probabilities"].values()) for row in rows]
+    else:
+        names = [f"probability_{name}" for name in predictor().classes]
+        found = [[row[name] for name in names] for row in rows]
+    found = np.array(found, float).astype(np.float32)
+    np.testing.assert_array_equal(found, predictor().predict(images))
+
+
+def test_a_small_picture_without_a_face_gets_a_hint(tmp_path, capsys):
+    Image.fromarray(np.full((48, 48), 128, np.uint8)).save(tmp_path / "a.png")
+    assert do([tmp_path / "a.png"]) == 1
+    assert "a.png: no face; if it is a face already" in capsys.readouterr().err
+
+
+def test_without_a_table_all_seven_are_printed(folder, capsys):
+    assert do([folder / "a.jpg"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "a.jpg face 0: " in printed
+    for name in predictor().classes:
+        assert name in printed
+
+
+def test_annotated_copies_mirror_the_folders(folder, tmp_path):
+    out = folder / "out"
+    for _ in range(2):  # the second start does not take its own copies for pictures
+        shutil.rmtree(out, ignore_errors=True)
+        do([folder], None, Options(out=out))
+        do([folder], None, Options(out=out))
+        names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+        assert names == {*("a.jpg_faces.jpg", "black.png_faces.jpg", "sub/Mummé 中.png_faces.jpg")}
+    copy = np.asarray(Image.open(out / "a.jpg_faces.jpg")).astype(int)
+    original = scaled(photograph(), 0.5).astype(int)
+    assert copy.shape == tuple(np.array(original.shape) * (2, 2, 1))  # small ones are enlarged
+    changed = np.abs(copy[::2, ::2] - original).max(axis=2) > 60
+    assert 0.02 < changed.mean() < 0.4
+
+
+def test_explanations_colour_the_face(folder, tmp_path):
+    copies = []
+    for explain in (False, True):
+        out = tmp_path / str(explain)
+        do([folder / "a.jpg"], None, Options(out=out, explain=explain))
+        copies.append(np.asarray(Image.open(out / "a.jpg_faces.jpg")).astype(int))
+    changed = np.argwhere(np.abs(copies[0] - copies[1]).max(axis=2) > 40)
+    middle = changed.mean(axis=0)  # about the face's, in the picture at its full size
+    np.testing.assert_allclose(middle, (230, 265), atol=40)
+
+
+# Videos
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    picture = scaled(photograph(), 0.5)
+    frames = [np.roll(picture, 4 * i, axis=1) for i in range(8)] + [np.zeros_like(picture)] * 4
+    return write_video(tmp_path / "clip.mp4", frames, 8)
+
+
+def test_a_row_for_each_frame_and_face(clip, tmp_path):
+    status, rows = do([clip], tmp_path / "t.jsonl")
+    assert status == 0
+    assert [row["frame"] for row in rows] == list(range(12))
+    assert [row["face"] for row in rows] == [0] * 8 + [None] * 4
+    np.testing.assert_allclose([row["time_s"] for row in rows], np.arange(12) / 8, atol=1e-3)
+    lefts = np.array([row["box"][0] for row in rows[:8]])
+    np.testing.assert_allclose(np.diff(lefts), 4, atol=4)
+    assert do([clip], tmp_path / "t.jsonl") == (0, rows)  # nothing is done twice
+
+
+def test_every_nth_frame_gives_the_same_rows(clip, tmp_path):
+    _, rows = do([clip], tmp_path / "all.jsonl")
+    _, third = do([clip], tmp_path / "third.jsonl", Options(every=3))
+    assert third == rows[::3]
+
+
+def test_the_table_is_not_smoothed_and_the_copy_has_every_frame(clip, tmp_path):
+    _, raw = do([clip], tmp_path / "raw.jsonl", Options(smooth_s=0))
+    options = Options(smooth_s=5, out=tmp_path / "out", every=2)
+    _, rows = do([clip], tmp_path / "t.jsonl", options)
+    for row, expected in zip(rows, raw[::2], strict=True):
+        assert row == expected
+    (copy,) = (tmp_path / "out").iterdir()
+    assert copy.name == "clip.mp4_faces.mp4"
+    frames, rate = read_video(copy)
+    assert (len(frames), rate, frames[0].shape) == (12, 8, (300, 256, 3))
+    drawn = np.abs(frames[3].astype(int) - read_video(clip)[0][3]).max(axis=2) > 60
+    assert drawn.mean() > 0.02
+
+
+def test_a_truncated_video_is_done_as_far_as_it_goes(tmp_path, capsys):
+    picture = scaled(photograph(), 0.4)[:, :205]
+    path = write_video(tmp_path / "a.avi", [picture] * 20, 10, "MJPG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    status, rows = do([path], tmp_path / "t.jsonl")
+    assert status == 1
+    assert 5 < len(rows) < 15
+    assert f"{20 - len(rows)} of 20 frames could not be decoded" in capsys.readouterr().err
+
+
+def test_a_clip_without_a_table_prints_a_summary(clip, capsys):
+    assert do([clip]) == 0
+    printed = capsys.readouterr().out
+    assert "12 frames looked at, 8 with a face; mean of the first: " in printed
+
+
+def test_frames_share_batches_and_few_are_held(clip, monkeypatch, tmp_path):
+    sizes = []
+    of = predictor()
+    predict_pictures = type(of).predict_pictures
+
+    def counted(self, sources, detect=True):
+        sizes.append(len(sources))
+        return predict_pictures(self, sources, detect)
+
+    monkeypatch.setattr(type(of), "predict_pictures", counted)
+    monkeypatch.setattr(run, "CHUNK_PIXELS", 5 * 300 * 256)
+    do([clip], tmp_path / "t.jsonl")
+    assert sizes == [5, 5, 2]
+
+
+def test_no_camera_is_one_line(tmp_path):
+    with pytest.raises(PictureError, match="camera 7 cannot be opened"):
+        run.run(predictor(), [], Path(), Options(), None, camera=7)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """The folder of a run of a tiny network."""
+    from conftest import tiny_config
+
+    from fer_jax.config import get_config
+
+    config = tiny_config(get_config(), data_dir)
+    with config.unlocked():
+        config.train.epochs = 1
+        config.train.optimizer = "sgd"
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    train.train_and_evaluate(config, path)
+    return path
+
+
+def test_the_command_predicts_with_a_runs_weights(trained, folder, tmp_path, capsys):
+    target = tmp_path / "t.csv"
+    arguments = ["predict", str(folder / "a.jpg"), f"--weights={trained}", f"--csv={target}"]
+    assert cli.main(arguments) == 0
+    with target.open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    (face,) = load(trained).detect_and_predict(folder / "a.jpg")
+    assert np.float32(row["probability_Anger"]) == face.probabilities[0]
+    assert row["weights"] == "tiny"
+    assert cli.main(["predict", "--camera=7", f"--weights={trained}"]) == 2
+    assert "fer-jax: camera 7 cannot be opened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name pictures, folders or videos, or a camera"),
+        (["a.jpg", "--every=0"], "'0' is not a whole number from 1"),
+        (["a.jpg", "--camera=x"], "'x' is not a whole number from 0"),
+        (["a.jpg", "--shard=2/2"], "'2/2' is not i/n"),
+        (["a.jpg", "--smooth=-1"], "'-1' is not a number of seconds"),
+        (["a.jpg", "--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_mistakes_in_the_command_line_are_named(arguments, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", *arguments])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.jpg", "--json=a", "--csv=b"], "--json and --csv"),
+        (["a.jpg", "--explain"], "--out=DIR"),
+        (["a.jpg", "--weights=no_such"], "there are no weights 'no_such'"),
+    ],
+)
+def test_what_cannot_be_begun_is_one_line(arguments, said, capsys):
+    assert cli.main(["predict", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_folder_is_named(tmp_path, capsys):
+    assert cli.main(["predict", str(tmp_path)]) == 2
+    assert f"no picture or video in {tmp_path}" in capsys.readouterr().err
+
+
+def test_crops_need_no_opencv_and_the_others_say_so(trained, tmp_path, clean_environment):
+    Image.fromarray(crops(1)[0]).save(tmp_path / "a.png")
+    program = (
+        "import sys; sys.modules['cv2'] = None\n"
+        "import jax; jax.config.update('jax_platforms', 'cpu')\n"
+        "from conftest import Tiny\n"
+        "from fer_jax.apps import cli\n"
+        "for more in (['--no-detect'], []):\n"
+        "    print(cli.main(['predict', *sys.argv[1:], *more]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.png"), f"--weights={trained}"],
+        capture_output=True,
+        text=True,
+        env=clean_environment | {"PYTHONPATH": os.path.dirname(__file__)},
+    )
+    assert done.stdout.splitlines()[1:] == ["0", "2"], done.stderr
+    assert "pip install 'fer-jax[predict]'" in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from fer_jax.apps import cli\n"
+        "try: cli.main(['predict', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('jax', 'numpy', 'cv2', 'PIL') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n")
+    assert "exit status: 0 if" in done.stdout
+
+
+def test_names_in_the_table_are_one_line():
+    assert table.name_of(Path("a\nb/c.jpg")) == "a\\nb/c.jpg"

@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+from apps_pictures import photograph, read_video, scaled, set_durations, set_rotation, write_video
+
+from fer_jax.apps import video
+from fer_jax.errors import PictureError
+
+
+def clip(count: int = 12, height: int = 64, width: int = 96) -> list[np.ndarray]:
+    """Frames that differ: a photograph that moves to the right."""
+    picture = scaled(photograph(), 0.25)[:height, :width]
+    return [np.roll(picture, 3 * i, axis=1) for i in range(count)]
+
+
+def frames_of(path, every=1, decode_all=False):
+    with video.Video(path) as source:
+        return list(source.frames(every, decode_all)), source
+
+
+def test_frames_come_in_order_with_their_times(tmp_path):
+    path = write_video(tmp_path / "Mummé 中.mp4", clip(), 25)
+    frames, source = frames_of(path)
+    assert (source.count, source.rate, source.lost) == (12, 25, 0)
+    assert [frame.index for frame in frames] == list(range(12))
+    np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(12) / 25, atol=1e-3)
+    for frame, expected in zip(frames, clip(), strict=True):
+        assert np.abs(frame.picture.astype(int) - expected).mean() < 12  # the codec loses some
+
+
+def test_colours_keep_their_channels(tmp_path):
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 250
+    (frame, *_), _ = frames_of(write_video(tmp_path / "a.avi", [red] * 3, codec="MJPG"))
+    assert frame.picture[..., 0].mean() > 230
+    assert frame.picture[..., 1:].mean() < 20
+
+
+@pytest.mark.parametrize("decode_all", [False, True])
+def test_every_third_frame(tmp_path, decode_all):
+    frames, _ = frames_of(write_video(tmp_path / "a.mp4", clip()), 3, decode_all)
+    assert [f.index for f in frames] == list(range(12))
+    assert [f.index for f in frames if f.picture is not None] == (
+        list(range(12)) if decode_all else [0, 3, 6, 9]
+    )
+
+
+@pytest.mark.parametrize(("degrees", "quarters"), [(90, 3), (180, 2), (270, 1)])
+def test_rotated_clips_come_upright(tmp_path, degrees, quarters):
+    """Told to turn clockwise, as a phone does, and turned for real."""
+    told = write_video(tmp_path / "told.mp4", clip())
+    set_rotation(told, degrees)
+    frames, _ = frames_of(told)
+    for frame, upright in zip(frames, clip(), strict=True):
+        expected = np.rot90(upright, quarters)
+        assert frame.picture.shape == expected.shape
+        assert np.abs(frame.picture.astype(int) - expected).mean() < 12
+
+
+def test_a_varying_rate_has_the_containers_times(tmp_path):
+    path = write_video(tmp_path / "a.mp4", clip(), 10)
+    before, _ = frames_of(path)
+    ticks = round(0.1 * _timescale(path))
+    set_durations(path, [(4, ticks // 2), (4, 3 * ticks // 2), (4, ticks)])
+    frames, _ = frames_of(path)
+    expected = np.cumsum([0, *[0.05] * 4, *[0.15] * 4, *[0.1] * 3])
+    np.testing.assert_allclose([f.time_s for f in frames], expected, atol=2e-3)
+    assert len(before) == len(frames)
+
+
+def _timescale(path) -> int:
+    data = path.read_bytes()
+    start = data.index(b"mdhd") + 4 + 12
+    return int.from_bytes(data[start : start + 4], "big")
+
+
+def test_an_impossible_rate_is_not_believed(tmp_path):
+    path = write_video(tmp_path / "a.mp4", clip(), 1000)
+    _, source = frames_of(path)
+    assert source.rate == video.FALLBACK_RATE
+
+
+def test_a_rate_of_zero_in_the_header(tmp_path):
+    path = write_video(tmp_path / "a.avi", clip(height=65, width=97), 10, "MJPG")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"strh") + 8 + 20  # dwScale, dwRate
+    data[start + 4 : start + 8] = bytes(4)
+    path.write_bytes(data)
+    frames, source = frames_of(path)
+    assert len(frames) == 12
+    assert 1 / 60 <= source.rate <= 240
+    times = [f.time_s for f in frames]
+    assert (np.diff(times) > 0).all()
+
+
+def test_a_truncated_video_gives_what_is_left_and_counts_the_rest(tmp_path):
+    path = write_video(tmp_path / "a.avi", clip(20, 65, 97), 10, "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    frames, source = frames_of(path)
+    assert 5 < len(frames) < 15
+    assert source.lost == 20 - len(frames)
+
+
+def test_a_damaged_stretch_does_not_end_the_video(tmp_path):
+    path = write_video(tmp_path / "a.avi", clip(20, 65, 97), 10, "MJPG")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 400] = bytes(400)
+    path.write_bytes(data)
+    frames, source = frames_of(path)
+    assert frames[-1].index == 19 or source.lost
+    assert len(frames) + source.lost >= 19
+    assert np.abs(frames[2].picture.astype(int) - clip(20, 65, 97)[2]).mean() < 20
+
+
+def _refusal(path) -> str:
+    with pytest.raises(PictureError) as error, video.Video(path):
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("hello", encoding="utf-8")
+    whole = write_video(tmp_path / "cut.mp4", clip())
+    whole.write_bytes(whole.read_bytes()[:3000])
+    assert "it is empty" in _refusal(tmp_path / "empty.mp4")
+    assert "text.mp4 is not a video" in _refusal(tmp_path / "text.mp4")
+    assert "or it is cut" in _refusal(whole)
+    assert "does not exist" in _refusal(tmp_path / "missing.mp4")
+    assert "is a folder" in _refusal(tmp_path)
+
+
+@pytest.mark.parametrize("index", [7, 99])
+def test_a_camera_that_is_not_there_is_named(index):
+    message = _refusal(index)
+    assert f"camera {index} cannot be opened" in message
+    assert "privacy" in message
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "suffix"), [(64, 96, "mp4"), (64, 97, "avi"), (65, 96, "avi")]
+)
+@pytest.mark.parametrize("rate", [1, 10, 29.97, 60])
+def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffix, rate):
+    frames = clip(7, height, width)
+    with video.Writer(tmp_path / "new" / "out", rate) as writer:
+        for frame in frames:
+            writer.write(frame)
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name == f"out.{suffix}"
+    found, found_rate = read_video(path)
+    assert len(found) == 7
+    np.testing.assert_allclose(found_rate, rate, rtol=2e-3)
+    for one, expected in zip(found, frames, strict=True):
+        assert one.shape == expected.shape
+        assert np.abs(one.astype(int) - expected).mean() < 12
+
+
+def test_a_failure_leaves_no_half_video(tmp_path):
+    def fail():
+        with video.Writer(tmp_path / "out", 10) as writer:
+            writer.write(clip(1)[0])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PictureError, match="cannot write in"),
+        video.Writer(tmp_path / "file" / "out", 10) as writer,
+    ):
+        writer.write(clip(1)[0])
+
+
+# Smoothing
+
+LEFT, RIGHT = np.array([0.0, 0, 50, 60]), np.array([200.0, 0, 50, 60])
+
+
+def test_labels_of_a_still_face_are_means_over_the_window():
+    smooth = video.Smoother(0.45)  # five frames
+    noise = np.random.default_rng(0).dirichlet(np.ones(7), 30)
+    for i, new in enumerate(noise):
+        (shown,) = smooth(i / 10, [LEFT + 0.3 * (i % 2)], [new])
+        np.testing.assert_allclose(shown, noise[max(0, i - 4) : i + 1].mean(axis=0))
+
+
+def test_a_window_of_zero_is_off():
+    smooth = video.Smoother(0)
+    for i, new in enumerate(np.random.default_rng(0).dirichlet(np.ones(7), 5)):
+        np.testing.assert_array_equal(smooth(i / 10, [LEFT], [new])[0], new)
+
+
+def test_each_face_is_followed_by_its_box():
+    smooth = video.Smoother(10)
+    ones, zeros = np.ones(7), np.zeros(7)
+    smooth(0, [LEFT, RIGHT], [ones, zeros])
+    right, left = smooth(0.1, [RIGHT + 5, LEFT + 5], [zeros, ones])
+    np.testing.assert_array_equal((left, right), (ones, zeros))
+    (new,) = smooth(0.2, [np.array([90.0, 0, 50, 60])], [zeros])
+    np.testing.assert_array_equal(new, zeros)
+    assert smooth(0.3, [], []) == []
