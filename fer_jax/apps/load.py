@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.apps.predictor import Predictor
-from fer_jax.errors import CheckpointError, WeightsError
+from fer_jax.errors import CheckpointError, ExtraError, WeightsError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In a wheel, and in the repository.
@@ -31,6 +31,7 @@ def load(weights: str | Path | None = None) -> Predictor:
 
     Raises:
       WeightsError: if there are no such weights, or they are damaged.
+      ExtraError: if a Keras file is given and h5py is not installed.
       CheckpointError: if a run's checkpoint cannot be read.
     """
     here = shipped()
@@ -59,8 +60,13 @@ def load(weights: str | Path | None = None) -> Predictor:
 
 def _from_keras(path: Path) -> Predictor:
     from fer_jax.models import MODELS
-    from fer_jax.weights.keras import import_keras_hdf5
 
+    try:
+        from fer_jax.weights.keras import import_keras_hdf5
+    except ImportError as error:
+        raise ExtraError(
+            f"{path} takes h5py to read ({error}): pip install 'fer-jax[keras]'"
+        ) from error
     try:
         variables = import_keras_hdf5(path)
     except (OSError, ValueError, KeyError) as error:
