@@ -21,6 +21,7 @@ from typing import Any
 from absl import app, flags
 
 from fer_jax.report import markdown
+from fer_jax.runs import workdir
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
@@ -355,10 +356,11 @@ def main(argv: list[str]) -> None:
         environment["versions"] |= run.pop("versions", {})
     found = {"format": FORMAT, "environment": environment, "settings": settings, **summary}
     found |= {"matmul": peaks, "runs": runs}
-    output.write_text(json.dumps(found, indent=1) + "\n")
+    workdir.write_text(output, json.dumps(found, indent=1) + "\n")
     print(f"\nWritten: {output}", file=sys.stderr)
     if output.resolve() == RECORD:
-        DOCUMENT.write_text(updated_document(DOCUMENT.read_text(), found))
+        text = DOCUMENT.read_text(encoding="utf-8")
+        workdir.write_text(DOCUMENT, updated_document(text, found))
 
 
 if __name__ == "__main__":

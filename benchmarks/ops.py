@@ -25,7 +25,7 @@ from jax import lax
 from fer_jax import ops
 from fer_jax.machine import memory
 from fer_jax.report import markdown
-from fer_jax.runs import record
+from fer_jax.runs import record, workdir
 
 _BATCH = flags.DEFINE_integer("batch", 96, "images")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "calls of each function")
@@ -91,13 +91,13 @@ def main(argv: list[str]) -> None:
         "matmul_gflops": round(peak, 1),
         "layers": {row["layer"]: row for row in rows},
     }
-    Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
-    DOCUMENT.write_text(updated_document(DOCUMENT.read_text()))
+    workdir.write_text(Path(_OUTPUT.value), json.dumps(result, indent=1) + "\n")
+    workdir.write_text(DOCUMENT, updated_document(DOCUMENT.read_text(encoding="utf-8")))
 
 
 def updated_document(text: str) -> str:
     """Returns the text of `docs/performance.md` with the tables of the records in their place."""
-    found, without = (json.loads(path.read_text()) for path in (RECORD, RECORD_XLA))
+    found, without = (json.loads(path.read_text(encoding="utf-8")) for path in (RECORD, RECORD_XLA))
     return markdown.replace_block(text, "ops", f"\n{format_tables(found, without)}\n")
 
 

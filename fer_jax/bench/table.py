@@ -126,7 +126,7 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}, not {FORMAT}")
         file_name(found["device"])
@@ -303,7 +303,7 @@ def updated_docs(text: str, folder: Path = RESULTS) -> str:
 def main() -> None:
     """Brings docs/performance.md up to date."""
     path = ROOT / "docs" / "performance.md"
-    path.write_text(updated_docs(path.read_text(encoding="utf-8")), encoding="utf-8")
+    wd.write_text(path, updated_docs(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
