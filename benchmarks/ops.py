@@ -24,6 +24,7 @@ from jax import lax
 
 from fer_jax import ops
 from fer_jax.machine import memory
+from fer_jax.ops import native
 from fer_jax.report import markdown
 from fer_jax.runs import record, workdir
 
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
     del argv
     load = os.getloadavg()[0]
     memory.keep_freed_memory()
+    native.load()
     matrix = _normal(1024, 1024)
     product = jax.jit(jnp.matmul)
     peak = 2e-6 * 1024**3 / _times_ms({"": lambda: product(matrix, matrix)})[""]

@@ -11,6 +11,7 @@ from fer_jax.config import get_config
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import create_model, summary
+from fer_jax.ops import native
 from fer_jax.predict import make_predict
 from fer_jax.state import create_state
 
@@ -20,6 +21,7 @@ STEPS_PER_EPOCH = 100  # a constant learning rate does not depend on it
 def measure(args):
     devices.setup()
     start = time.perf_counter()
+    native.load()
     config = get_config()
     config.model.name = args.model
     config.train.batch_size = args.batch

@@ -12,6 +12,7 @@ from fer_jax import config as config_lib
 from fer_jax.config import Config
 from fer_jax.errors import BenchmarkError, TrainingError, WorkdirError
 from fer_jax.machine import devices, distributed
+from fer_jax.ops import native
 from fer_jax.runs import workdir
 from fer_jax.runs.stop import Interrupted
 
@@ -62,6 +63,7 @@ def run(
         folder = folder or workdir.default_workdir(config.experiment, config.seed)
         distributed.initialize(*processes)
         devices.start()
+        native.load()
         if mode == "evaluate":
             _evaluate(config, folder, split)
         else:

@@ -25,6 +25,7 @@ from fer_jax.data import arrays, prepare  # noqa: E402
 from fer_jax.data import drawn as faces  # noqa: E402
 from fer_jax.data.dataset import VERSIONS  # noqa: E402
 from fer_jax.models import layers  # noqa: E402
+from fer_jax.ops import native  # noqa: E402
 
 COUNTS = {"train": 70, "valid": 21, "test": 23}  # no multiple of any batch used
 
@@ -56,6 +57,12 @@ def tiny_examples():
         splits[split] = (images, labels, np.array([f"{split}_{k}" for k in range(count)], "S"))
     splits["test"][0][:2] = splits["train"][0][:2]
     return splits
+
+
+@pytest.fixture(autouse=True, scope="session")
+def library():
+    """The C++ library, as `launch.py` loads it when devices start."""
+    native.load()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fer_jax import train
 from fer_jax.machine import devices
+from fer_jax.ops import native
 from fer_jax.runs import checkpoint
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     elif kind == "save":
         kill_during_save(int(numbers[0]), int(numbers[1]))
     devices.setup()
+    native.load()
     train.train_and_evaluate(module.get_config(), Path(workdir))
 
 

@@ -12,6 +12,7 @@ import jax
 from fer_jax import config as config_lib
 from fer_jax import train
 from fer_jax.machine import distributed
+from fer_jax.ops import native
 
 
 def tiny_config(data_dir: str, pipeline: str, epochs: int):
@@ -27,6 +28,7 @@ def main() -> None:
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_num_cpu_devices", int(count))
     distributed.initialize(address, int(processes), int(process_id))
+    native.load()
     config = tiny_config(data_dir, pipeline, int(epochs))
     if pipeline == "scan":  # what an accelerator runs: epochs and evaluation as one program each
         config.data.pipeline = "resident"

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from fer_jax.ops import conv as ops
+from fer_jax import ops
+from fer_jax.ops import conv as conv_ops
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ["SAME", "VALID", ((1, 0), (2, 1))]
@@ -23,7 +24,7 @@ few_examples = settings(max_examples=8, deadline=None, derandomize=True)
 def blocked():
     """Small maps, too, take the path that the hand-written gradient keeps for large ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_MIN_POSITIONS", 1)
+        patch.setattr(conv_ops, "_MIN_POSITIONS", 1)
         yield
 
 

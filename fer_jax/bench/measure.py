@@ -271,6 +271,8 @@ def main() -> None:
     devices.setup()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are what is asked for
     platform = devices.start()
+    if task:
+        native.load()
     print(json.dumps(measure(task) if task else {"platform": platform}))
 
 

@@ -44,7 +44,8 @@ def setup() -> None:
     if not any(name in os.environ for name in _GPU_MEMORY):
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     jax.config.update("jax_num_cpu_devices", environment.cpu_cores())
-    jax.config.update("jax_compilation_cache_dir", str(environment.cache_folder()))
+    if folder := environment.cache_folder():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

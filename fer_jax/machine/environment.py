@@ -1,13 +1,19 @@
 """What machine this is: cores, processor, folders for what is kept between runs, versions."""
 
+import errno
+import functools
 import importlib.metadata
+import logging
 import os
 import platform
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import jax
+
+log = logging.getLogger("fer_jax")
 
 _PACKAGES = ("fer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -17,9 +23,47 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cache_folder() -> Path:
-    """Returns where compiled programs are kept: `$FER_JAX_CACHE` or `~/.cache/fer_jax`."""
-    return Path(os.environ.get("FER_JAX_CACHE") or Path.home() / ".cache" / "fer_jax")
+@functools.cache
+def cache_folder() -> Path | None:
+    """Returns the folder that keeps compiled programs between runs, made if need be.
+
+    It is `compiled` in `$FER_JAX_CACHE`, by default in `~/.cache/fer_jax`. What lies in it is run:
+    it must belong to this user, and is closed to all others (mode 0700).
+
+    Returns:
+      None if there can be no such folder; a line in the log then says why, once.
+    """
+    variable = os.environ.get("FER_JAX_CACHE")
+    try:
+        base = Path(variable).expanduser() if variable else Path.home() / ".cache" / "fer_jax"
+        folder = base.absolute() / "compiled"
+        _make_private(folder)
+    except RuntimeError:  # neither HOME nor an entry for this user
+        reason = "there is no home folder"
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+    else:
+        return folder
+    log.warning(
+        "Compiled programs are not kept, so every start compiles them anew (%s); set FER_JAX_CACHE "
+        "to a folder of your own",
+        reason,
+    )
+    return None
+
+
+def _make_private(folder: Path) -> None:
+    """Makes a folder for this user alone; an OSError says what is wrong with one that is there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()  # a link may lead anywhere
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", folder)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is a link", folder)
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        folder.chmod(0o700)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", folder)
 
 
 def has_nvidia_gpu(driver: Path = Path("/proc/driver/nvidia")) -> bool:

@@ -1,13 +1,8 @@
 """Operations that are fast on a CPU, XLA's own elsewhere: the layers' convolutions and poolings."""
 
-from fer_jax.ops.conv import (
-    avg_pool,
-    conv_general_dilated,
-    conv_relu,
-    conv_relu_max_pool,
-    max_pool,
-)
+from fer_jax.ops.conv import conv_general_dilated, conv_relu, conv_relu_max_pool
 from fer_jax.ops.depthwise import depthwise_conv
+from fer_jax.ops.pool import avg_pool, max_pool
 
 __all__ = [
     "avg_pool",

@@ -1,20 +1,17 @@
 """Convolution and max-pooling for XLA's CPU backend in C++ (`cpp/`).
 
-It is compiled on the machine that runs it, kept beside JAX's compilation cache, and called through
-XLA's foreign function interface (`jax.ffi`). Training with it is 1.6 to 2.7 times as fast as in XLA
-alone (results/cpu_peers.json), which still does everything where there is no C++ compiler. It can
-go when XLA:CPU's kernel gradients come near the rate of its matrix products (jax-ml/jax#12868 is
-about part of that) and when it keeps a convolution, its ReLU and its pooling in cache together.
+:func:`load` compiles it on the machine that runs it (:mod:`fer_jax.ops.build`); it is then called
+through XLA's foreign function interface (`jax.ffi`). `docs/performance.md` has what it gains over
+XLA alone, which does everything where it is not loaded. It can go when XLA:CPU's kernel gradients
+come near the rate of its matrix products (jax-ml/jax#12868 is about part of that) and when it keeps
+a convolution, its ReLU and its pooling in cache together.
 """
 
+import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +23,12 @@ import numpy as np
 from jax import lax
 
 from fer_jax.machine.environment import cache_folder, cpu_cores
+from fer_jax.ops import build
 
 log = logging.getLogger("fer_jax")
 
-SOURCES = Path(__file__).with_name("cpp")
 CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
-_PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-_FLAGS = ("-O3", _PROCESSOR, "-std=c++17", "-w", "-shared", "-fPIC")
+_MOST_IN_WINDOW = 127  # an argmax is an int8
 _TARGETS = (
     "convolution",
     "kernel_gradient",
@@ -42,29 +38,53 @@ _TARGETS = (
     "depthwise",
     "depthwise_kernel_gradient",
 )
-
-
-class NativeError(RuntimeError):
-    """The library cannot be built or loaded here."""
+_loaded = False
 
 
 @functools.cache
-def available() -> bool:
-    """Returns whether convolutions on the CPU run in the library, which is built if need be.
+def load() -> bool:
+    """Loads the library for this process; call it once JAX's devices have been started.
 
-    It is not used on an accelerator, nor with `FER_JAX_NATIVE=0` in the environment.
+    Networks traced after it run in the library, those before it in XLA. It is kept in
+    :func:`fer_jax.machine.environment.cache_folder` and compiled if that has none; where nothing is
+    kept, it is compiled anew. With `FER_JAX_NATIVE=0` in the environment, or on an accelerator, it
+    is left out.
+
+    Returns:
+      Whether it is loaded. If it should be and cannot, a line in the log says why.
     """
     if os.environ.get("FER_JAX_NATIVE") == "0" or jax.default_backend() != "cpu":
         return False
     try:
-        library = ctypes.CDLL(str(build(cache_folder())))
-    except (NativeError, OSError) as error:
-        log.warning("Convolutions run in XLA alone, at about half of the speed: %s", error)
+        with contextlib.ExitStack() as stack:
+            folder = cache_folder() or stack.enter_context(tempfile.TemporaryDirectory())
+            register(build.library(Path(folder)))
+    except (build.NativeError, OSError) as error:
+        log.warning("Convolutions run in XLA alone, which is slower: %s", error)
         return False
+    return True
+
+
+def register(path: Path) -> None:
+    """Loads a library that has been compiled and makes its functions known to XLA.
+
+    Args:
+      path: of the library.
+
+    Raises:
+      OSError: if it cannot be loaded.
+    """
+    global _loaded
+    library = ctypes.CDLL(str(path))
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
-    return True
+    _loaded = True
+
+
+def available() -> bool:
+    """Returns whether the library has been loaded."""
+    return _loaded
 
 
 def convolutions() -> str:
@@ -72,60 +92,46 @@ def convolutions() -> str:
     return "native" if available() else "xla"
 
 
-def build(folder: Path) -> Path:
-    """Compiles the library for this processor, unless `folder` has it.
+Padding = Sequence[tuple[int, int]]
+
+
+class Pool(NamedTuple):
+    """Max-pooling without padding."""
+
+    window: tuple[int, int]  # height, width
+    strides: tuple[int, int]
+
+
+def fits(
+    images: Sequence[int], kernel: Sequence[int], padding: Padding, pool: Pool | None = None
+) -> bool:
+    """Returns whether a convolution is one for the library, which must have been loaded.
 
     Args:
-      folder: where it is kept; several processes may build at once.
-
-    Returns:
-      The library's path. Source, flags, compiler, JAX and processor are part of its name.
-
-    Raises:
-      NativeError: without a compiler, if compilation fails, or if `folder` cannot be written.
+      images: shape `[batch, height, width, channels]`.
+      kernel: shape `[height, width, channels, features]`.
+      padding: two (low, high) pairs.
+      pool: what follows the convolution, if anything does, its strides then being 1.
     """
-    names = ([os.environ["CXX"]] if "CXX" in os.environ else []) + ["c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, names)), None)
-    if compiler is None:
-        raise NativeError(f"no C++ compiler ({', '.join(names)}) on the PATH")
-    version = _output([compiler, "--version"])
-    source = [path.read_text() for path in sorted(SOURCES.iterdir())]
-    told = (*source, *_FLAGS, compiler, version, jax.__version__, _processor())
-    path = folder / f"native_{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        log.info("Compiling convolutions for this processor, once")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / path.name
-                include = f"-I{jax.ffi.include_dir()}"
-                _output([compiler, *_FLAGS, include, str(SOURCES / "native.cc"), "-o", made])
-                made.replace(path)
-        except OSError as error:
-            raise NativeError(f"cannot write in {folder}: {error.strerror}") from error
-    return path
+    if not available() or min(map(min, padding)) < 0:
+        return False
+    whole = conv_shape(images, kernel, padding)
+    if min(*images[1:], *kernel, *whole[1:]) < 1 or kernel[3] % CHANNELS:
+        return False
+    if pool is None:
+        return True
+    height, width = pool.window
+    return height <= whole[1] and width <= whole[2] and height * width <= _MOST_IN_WINDOW
 
 
-def _output(command: list) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or [error.stderr]
-        raise NativeError(f"{command[0]} fails: {lines[0].strip()}") from error
-
-
-def _processor() -> str:
-    """Returns what tells processors apart that `-march=native` tells apart."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
-    )
-
-
-Padding = Sequence[tuple[int, int]]
+def conv_shape(
+    images: Sequence[int],
+    kernel: Sequence[int],
+    padding: Padding,
+    strides: Sequence[int] = (1, 1),
+) -> tuple[int, ...]:
+    """Returns the shape of a convolution's result, of what :func:`fits` takes."""
+    return _out_shape(images, kernel[:2], strides, padding, kernel[3])
 
 
 def convolution(
@@ -137,7 +143,7 @@ def convolution(
     *,
     relu: bool,
 ) -> jax.Array:
-    """Convolves on a CPU; like all that follow, only where :func:`available`.
+    """Convolves on a CPU; like all that follow, only what :func:`fits`.
 
     Args:
       images: `[batch, height, width, channels]` float32.
@@ -150,7 +156,7 @@ def convolution(
     Returns:
       `[batch, out_height, out_width, features]` float32.
     """
-    shape = _out_shape(images.shape, kernel.shape[:2], strides, padding, kernel.shape[3])
+    shape = conv_shape(images.shape, kernel.shape, padding, strides)
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (images, kernel, bias)
     return _call("convolution", out, *arrays, strides=strides, padding=padding, relu=relu)
@@ -179,13 +185,6 @@ def kernel_gradient(
     return _call("kernel_gradient", out, images, grad, strides=strides, padding=padding)
 
 
-class Pool(NamedTuple):
-    """Max-pooling without padding."""
-
-    window: tuple[int, int]  # height, width; at most 127 elements
-    strides: tuple[int, int]
-
-
 def pooled_convolution(
     images: jax.Array,
     kernel: jax.Array,
@@ -193,7 +192,7 @@ def pooled_convolution(
     padding: Padding,
     pool: Pool,
     *,
-    with_places: bool,
+    with_argmax: bool,
 ) -> list[jax.Array]:
     """Convolution with strides of 1, bias, ReLU and max-pooling; the whole image stays in cache.
 
@@ -203,26 +202,24 @@ def pooled_convolution(
       bias: as there.
       padding: of the convolution.
       pool: what follows it.
-      with_places: whether the second result is wanted, as it is for gradients; otherwise it is
+      with_argmax: whether the second result is wanted, as it is for gradients; otherwise it is
         empty.
 
     Returns:
-      `[batch, out_height, out_width, features]` float32, and int8 of the same shape: where in its
-      window (row by row) each maximum stood, -1 if it is 0.
+      `[batch, out_height, out_width, features]` float32, and int8 of the same shape, the argmax:
+      which element of its window (row by row) each maximum is, -1 if it is 0.
     """
-    whole = _out_shape(images.shape, kernel.shape[:2], (1, 1), padding, kernel.shape[3])
+    whole = conv_shape(images.shape, kernel.shape, padding)
     shape = _out_shape(whole, *pool, ((0, 0), (0, 0)), whole[3])
-    places = shape if with_places else (0, 0, 0, 0)
-    out = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(places, jnp.int8)]
-    return _call(
-        "pooled_convolution", out, images, kernel, bias, padding=padding, pool=pool, whole=whole
-    )
+    argmax = shape if with_argmax else (0, 0, 0, 0)
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(argmax, jnp.int8)]
+    return _call("pooled_convolution", out, images, kernel, bias, padding=padding, window=pool)
 
 
 def pooled_kernel_gradient(
     images: jax.Array,
     grad: jax.Array,
-    places: jax.Array,
+    argmax: jax.Array,
     kernel_shape: tuple[int, ...],
     padding: Padding,
     pool: Pool,
@@ -232,21 +229,20 @@ def pooled_kernel_gradient(
     Args:
       images: as there.
       grad: of its first result.
-      places: its second result.
+      argmax: its second result.
       kernel_shape: of the kernel.
       padding: as there.
       pool: as there.
     """
-    whole = _out_shape(images.shape, kernel_shape[:2], (1, 1), padding, kernel_shape[3])
     out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
-    arrays = (images, grad, places)
-    return _call("pooled_kernel_gradient", out, *arrays, padding=padding, pool=pool, whole=whole)
+    arrays = (images, grad, argmax)
+    return _call("pooled_kernel_gradient", out, *arrays, padding=padding, window=pool)
 
 
 def pooled_image_gradient(
-    turned: jax.Array,
+    flipped: jax.Array,
     grad: jax.Array,
-    places: jax.Array,
+    argmax: jax.Array,
     shape: tuple[int, ...],
     around: Padding,
     pool: Pool,
@@ -254,36 +250,36 @@ def pooled_image_gradient(
     """Returns the gradient of :func:`pooled_convolution` by its images.
 
     Args:
-      turned: the kernel, turned by 180 degrees and with its two last axes swapped; `CHANNELS`
-        divides its last one.
+      flipped: the kernel, flipped along height and width and with its two last axes swapped;
+        `CHANNELS` divides its last one.
       grad: of its first result.
-      places: its second result.
+      argmax: its second result.
       shape: of the images.
-      around: padding of the convolution with `turned` that leads from the output to the images.
+      around: padding of the convolution with `flipped` that leads from the output to the images.
       pool: as there.
     """
-    sides = zip(shape[1:3], turned.shape[:2], around, strict=True)
-    whole = (shape[0], *(size + length - 1 - sum(pads) for size, length, pads in sides))
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
-    arrays = (turned, grad, places)
-    return _call("pooled_image_gradient", out, *arrays, padding=around, pool=pool, whole=whole)
+    arrays = (flipped, grad, argmax)
+    return _call("pooled_image_gradient", out, *arrays, padding=around, window=pool)
 
 
-_SAME_3x3 = ((1, 1), (1, 1))
+def fits_depthwise(images: Sequence[int]) -> bool:
+    """Returns whether images of this shape are for :func:`depthwise`: a row fills a vector."""
+    return available() and min(images[1:]) > 0 and images[2] * images[3] >= CHANNELS
 
 
 def depthwise(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves each channel with its own 3x3 filter, strides of 1 and SAME padding.
 
     Args:
-      images: `[batch, height, width, channels]` float32, `CHANNELS` numbers in a row or more.
+      images: `[batch, height, width, channels]` float32, what :func:`fits_depthwise`.
       kernel: `[3, 3, 1, channels]` float32.
 
     Returns:
       `[batch, height, width, channels]` float32.
     """
     out = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-    return _call("depthwise", out, images, kernel, padding=_SAME_3x3)
+    return _call("depthwise", out, images, kernel)
 
 
 def depthwise_kernel_gradient(images: jax.Array, grad: jax.Array) -> jax.Array:
@@ -294,7 +290,7 @@ def depthwise_kernel_gradient(images: jax.Array, grad: jax.Array) -> jax.Array:
       grad: of its result.
     """
     out = jax.ShapeDtypeStruct((3, 3, 1, images.shape[3]), jnp.float32)
-    return _call("depthwise_kernel_gradient", out, images, grad, padding=_SAME_3x3)
+    return _call("depthwise_kernel_gradient", out, images, grad)
 
 
 def _out_shape(images, window, strides, padding, features):
@@ -307,41 +303,21 @@ def _out_shape(images, window, strides, padding, features):
     return (images[0], *sides, features)
 
 
-def _ints(values):
-    return np.asarray(values, np.int64).ravel()
-
-
-def _call(
-    name: str,
-    out: Any,
-    *arrays: jax.Array,
-    padding: Padding,
-    strides: Sequence[int] = (1, 1),
-    pool: Pool | None = None,
-    whole: tuple[int, ...] = (),
-    **attributes: Any,
-) -> Any:
+def _call(name: str, out: Any, *arrays: jax.Array, **attributes: Any) -> Any:
     """Calls a function of the library.
 
     Args:
       name: of the function.
       out: shape and type of the result, or a list of them.
       *arrays: what it works on.
-      padding: two (low, high) pairs.
-      strides: of the convolution.
-      pool: of the `pooled_` ones.
-      whole: of those, the shape of what is pooled.
-      **attributes: what else it wants.
+      **attributes: what else it wants: bools, or ints however nested.
     """
-    if pool:
-        attributes |= {"conv": _ints(whole[1:3]), "window": _ints(pool)}
-    found = jax.ffi.ffi_call(f"fer_jax_{name}", out, vmap_method="sequential")(
-        *arrays,
-        strides=_ints(strides),
-        padding=_ints(padding),
-        tasks=np.int64(_tasks()),
-        **attributes,
-    )
+    told = {
+        key: value if isinstance(value, bool) else np.asarray(value, np.int64).ravel()
+        for key, value in attributes.items()
+    }
+    call = jax.ffi.ffi_call(f"fer_jax_{name}", out, vmap_method="sequential")
+    found = call(*arrays, tasks=np.int64(_tasks()), **told)
     return jax.tree.map(lambda x: functools.reduce(vary_like, arrays, x), found)
 
 

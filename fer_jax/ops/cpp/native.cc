@@ -1,12 +1,21 @@
 // Convolution and max-pooling for XLA's CPU backend, called through its foreign function interface.
+//
+// What the Python side guarantees is checked here all the same, since a shape that does not fit would
+// be a write out of bounds; and no exception leaves a handler or a task.
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "depthwise.h"
 #include "direct.h"
@@ -19,74 +28,172 @@ namespace ffi = xla::ffi;
 namespace {
 
 // Runs work(0) ... work(tasks - 1) on this thread and the pool's. This thread takes tasks too, so
-// that it ends even if every thread of the pool waits in here.
+// that it ends even if every thread of the pool waits in here. Throws what the first task to fail
+// threw, when all have ended.
 template <typename Work>
 void run_tasks(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
   struct Progress {
     std::atomic<int64_t> next{0};
     int64_t done = 0;
+    std::exception_ptr error;
     std::mutex mutex;
     std::condition_variable changed;
   };
   auto progress = std::make_shared<Progress>();
   auto take = [progress, tasks, &work] {
     for (int64_t task; (task = progress->next++) < tasks;) {
-      work(task);
+      std::exception_ptr error;
+      try {
+        work(task);
+      } catch (...) {
+        error = std::current_exception();
+      }
       std::lock_guard<std::mutex> lock(progress->mutex);
+      if (!progress->error) progress->error = error;
       ++progress->done;
       progress->changed.notify_all();
     }
   };
-  for (int64_t i = 1; i < tasks; ++i) pool.Schedule([take] { take(); });
+  try {
+    for (int64_t i = 1; i < tasks; ++i) pool.Schedule([take] { take(); });
+  } catch (...) {
+    // This thread takes what could not be handed over.
+  }
   take();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->changed.wait(lock, [&] { return progress->done == tasks; });
+  if (progress->error) std::rethrow_exception(progress->error);
 }
 
 using Array = ffi::Buffer<ffi::F32, 4>;
 using Bias = ffi::Buffer<ffi::F32, 1>;
-using Places = ffi::Buffer<ffi::S8, 4>;
+using Argmax = ffi::Buffer<ffi::S8, 4>;
 using Result = ffi::Result<Array>;
 using Ints = ffi::Span<const int64_t>;
 
-// padding: top, bottom, left, right.
-Shape shape_of(Ints in, Ints out, Ints kernel, Ints strides, Ints padding) {
-  return {in[0],
-          in[1] + padding[0] + padding[1],
-          in[2] + padding[2] + padding[3],
-          in[3],
-          out[1],
-          out[2],
-          kernel[3],
-          kernel[0],
-          kernel[1],
-          strides[0],
-          strides[1],
-          padding[0],
-          padding[0] + in[1],
-          padding[2],
-          in[2]};
+constexpr int64_t kMostTasks = 1 << 16;
+constexpr int64_t kMostSide = 1 << 24;  // and of strides and paddings: sums of them do not overflow
+constexpr int64_t kMostNumbers = int64_t{1} << 40;  // of an array
+constexpr int64_t kMostInWindow = 127;              // an argmax is an int8
+
+template <typename Numbers>
+std::string text(const Numbers& numbers) {
+  std::string all;
+  for (int64_t number : numbers) all += (all.empty() ? "" : ", ") + std::to_string(number);
+  return "[" + all + "]";
 }
 
-ffi::Error check(const Shape& s) {
-  if (s.f % 16 || (s.oh - 1) * s.stride_h + s.kh > s.h || (s.ow - 1) * s.stride_w + s.kw > s.w)
-    return ffi::Error::InvalidArgument("fer_jax native convolution: shapes do not fit");
-  return ffi::Error::Success();
+[[noreturn]] void refuse(const std::string& name, const std::string& found,
+                         const std::string& allowed) {
+  throw std::invalid_argument("fer_jax: " + name + " is " + found + "; it must be " + allowed);
 }
+
+void check_shape(const char* name, Ints found, std::initializer_list<int64_t> expected) {
+  if (!std::equal(found.begin(), found.end(), expected.begin(), expected.end()))
+    refuse(name, text(found), text(expected));
+}
+
+void check_range(const char* name, int64_t found, int64_t least, int64_t most) {
+  if (found < least || found > most)
+    refuse(name, std::to_string(found), std::to_string(least) + " to " + std::to_string(most));
+}
+
+void check_numbers(const char* name, Ints found, size_t count, int64_t least) {
+  const bool fit = std::all_of(found.begin(), found.end(),
+                               [&](int64_t x) { return x >= least && x <= kMostSide; });
+  if (found.size() != count || !fit)
+    refuse(name, text(found),
+           std::to_string(count) + " numbers from " + std::to_string(least) + " to " +
+               std::to_string(kMostSide));
+}
+
+void check_size(std::initializer_list<int64_t> shape) {
+  int64_t size = 1;
+  for (int64_t side : shape)
+    if (__builtin_mul_overflow(size, side, &size) || size > kMostNumbers)
+      refuse("a shape", text(shape), "of at most " + std::to_string(kMostNumbers) + " numbers");
+}
+
+// The convolution of images [n, h, w, c] with a kernel [kh, kw, c, f]; `padding` is top, bottom,
+// left, right. It is checked that they fit.
+Shape shape_of(std::initializer_list<int64_t> images, Ints kernel, Ints strides, Ints padding) {
+  const int64_t* in = images.begin();
+  check_numbers("strides", strides, 2, 1);
+  check_numbers("padding", padding, 4, 0);
+  check_range("the number of images", in[0], 0, kMostNumbers);
+  check_numbers("an image's shape", Ints(in + 1, 3), 3, 1);
+  check_numbers("the kernel's shape", kernel, 4, 1);
+  const int64_t h = in[1] + padding[0] + padding[1], w = in[2] + padding[2] + padding[3];
+  check_range("the kernel's height", kernel[0], 1, h);
+  check_range("the kernel's width", kernel[1], 1, w);
+  const Shape s{in[0],
+                h,
+                w,
+                in[3],
+                (h - kernel[0]) / strides[0] + 1,
+                (w - kernel[1]) / strides[1] + 1,
+                kernel[3],
+                kernel[0],
+                kernel[1],
+                strides[0],
+                strides[1],
+                padding[0],
+                padding[0] + in[1],
+                padding[2],
+                in[2]};
+  check_size({s.h, s.w, s.c});
+  check_size({s.kh, s.kw, s.c, s.f});
+  check_size({s.oh, s.ow, s.f});
+  check_size({s.n, s.oh, s.ow});
+  return s;
+}
+
+Shape dense_shape_of(std::initializer_list<int64_t> images, Ints kernel, Ints strides,
+                     Ints padding) {
+  const Shape s = shape_of(images, kernel, strides, padding);
+  check_shape("the kernel's shape", kernel, {s.kh, s.kw, s.c, s.f});
+  if (s.f % 16) refuse("the kernel's last axis", std::to_string(s.f), "a multiple of 16");
+  return s;
+}
+
+Shape dense_shape_of(const Array& images, Ints kernel, Ints strides, Ints padding) {
+  const Ints in = images.dimensions();
+  return dense_shape_of({in[0], in[1], in[2], in[3]}, kernel, strides, padding);
+}
+
+// Max-pooling of [n, h, w, f]; `window` is its sides, then its strides.
+Pool pool_of(int64_t h, int64_t w, int64_t f, Ints window) {
+  check_numbers("the window", window, 4, 1);
+  check_range("the window's height", window[0], 1, h);
+  check_range("the window's width", window[1], 1, w);
+  check_range("the window's size", window[0] * window[1], 1, kMostInWindow);
+  return {h,
+          w,
+          f,
+          (h - window[0]) / window[2] + 1,
+          (w - window[1]) / window[3] + 1,
+          window[0],
+          window[1],
+          window[2],
+          window[3]};
+}
+
+constexpr int64_t kOnes[] = {1, 1, 1, 1};
+const Ints kNoStrides(kOnes, 2);
 
 int64_t image_size(const Shape& s) { return (s.bottom - s.top) * s.real_w * s.c; }  // not padded
 
-// Room for one image with its padding, zero to begin with.
+// One image with its padding, zero to begin with.
 class Padded {
  public:
-  explicit Padded(const Shape& s) : s_(s), numbers_(Room::zeros(s.h * s.w * s.c)) {}
+  explicit Padded(const Shape& s) : s_(s), numbers_(AlignedBuffer::zeros(s.h * s.w * s.c)) {}
 
   float* row(int64_t y) { return numbers_.data() + ((s_.top + y) * s_.w + s_.left) * s_.c; }
   const float* data() const { return numbers_.data(); }
 
  private:
   Shape s_;
-  Room numbers_;
+  AlignedBuffer numbers_;
 };
 
 // Hands out the images of a batch with their padding; each task has its own.
@@ -115,14 +222,14 @@ class Images {
 // The same for gradients of what was pooled: made from those of the pool's output.
 class Unpooled {
  public:
-  Unpooled(const Shape& s, const Pool& p, const float* grads, const int8_t* places)
-      : s_(s), p_(p), grads_(grads), places_(places), padded_(s) {}
+  Unpooled(const Shape& s, const Pool& p, const float* grads, const int8_t* argmax)
+      : s_(s), p_(p), grads_(grads), argmax_(argmax), padded_(s) {}
 
   const float* operator[](int64_t i) {
     const int64_t size = p_.oh * p_.ow * p_.f;
     for (int64_t y = 0; y < p_.h; ++y)
       std::memset(padded_.row(y), 0, p_.w * p_.f * sizeof(float));
-    unpool(p_, grads_ + i * size, places_ + i * size, padded_.row(0), s_.w * s_.c);
+    unpool(p_, grads_ + i * size, argmax_ + i * size, padded_.row(0), s_.w * s_.c);
     return padded_.data();
   }
 
@@ -130,7 +237,7 @@ class Unpooled {
   const Shape& s_;
   const Pool& p_;
   const float* grads_;
-  const int8_t* places_;
+  const int8_t* argmax_;
   Padded padded_;
 };
 
@@ -145,25 +252,25 @@ class Kernel {
  public:
   Kernel(const Shape& s, const float* kernel)
       : s_(s), kernel_(kernel), tile_(best_tile(s)),
-        points_(tile_ ? (tile_ + 2) * (tile_ + 2) * s.c * s.f : 0) {
-    if (tile_ == 2) kernel_to_points<2>(s, kernel, points_.data());
-    if (tile_ == 4) kernel_to_points<4>(s, kernel, points_.data());
+        transformed_(tile_ ? (tile_ + 2) * (tile_ + 2) * s.c * s.f : 0) {
+    if (tile_ == 2) transform_kernel<2>(s, kernel, transformed_.data());
+    if (tile_ == 4) transform_kernel<4>(s, kernel, transformed_.data());
   }
 
-  // Convolves a task's share of a batch. Each result goes to room(i); done(i) is called when it is
-  // whole, before room(i + 1) is written to.
-  template <typename Images, typename Room, typename Done>
+  // Convolves a task's share of a batch. Each result goes to output(i); done(i) is called when it is
+  // whole, before output(i + 1) is written to.
+  template <typename Images, typename Output, typename Done>
   void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
-                const Room& room, const Done& done) const {
+                const Output& output, const Done& done) const {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
-    const float* points = points_.data();
+    const float* transformed = transformed_.data();
     if (tile_ == 2)
-      convolve_by_points<2>(s_, images, begin, end, points, bias, relu, room, done);
+      convolve_winograd<2>(s_, images, begin, end, transformed, bias, relu, output, done);
     else if (tile_ == 4)
-      convolve_by_points<4>(s_, images, begin, end, points, bias, relu, room, done);
+      convolve_winograd<4>(s_, images, begin, end, transformed, bias, relu, output, done);
     else
       for (int64_t i = begin; i < end; ++i) {
-        ::convolve(s_, images[i], kernel_, bias, relu, room(i));
+        ::convolve(s_, images[i], kernel_, bias, relu, output(i));
         done(i);
       }
   }
@@ -172,7 +279,7 @@ class Kernel {
   const Shape& s_;
   const float* kernel_;
   int tile_;
-  Room points_;
+  AlignedBuffer transformed_;
 };
 
 // make_grads() -> something that hands out an image's gradient.
@@ -181,7 +288,7 @@ void sum_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const f
                    const MakeGrads& make_grads, float* total) {
   const int64_t size = Gradients::size(s);
   // Each task sums on its own; the sums are then added in order, so that a repeat gives equal bits.
-  Room others((tasks - 1) * size);
+  AlignedBuffer others((tasks - 1) * size);
   run_tasks(pool, tasks, [&](int64_t task) {
     float* sum = task ? others.data() + (task - 1) * size : total;
     std::memset(sum, 0, size * sizeof(float));
@@ -196,11 +303,11 @@ void sum_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const f
 }
 
 template <int M, typename MakeGrads>
-void sum_points_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
-                          const MakeGrads& make_grads, float* total) {
-  Room points(PointsGradients<M>::size(s));
-  sum_gradients<PointsGradients<M>>(pool, tasks, s, images, make_grads, points.data());
-  points_to_kernel<M>(s, points.data(), total);
+void sum_winograd_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s,
+                            const float* images, const MakeGrads& make_grads, float* total) {
+  AlignedBuffer transformed(WinogradGradients<M>::size(s));
+  sum_gradients<WinogradGradients<M>>(pool, tasks, s, images, make_grads, transformed.data());
+  inverse_transform_kernel_gradient<M>(s, transformed.data(), total);
 }
 
 template <typename MakeGrads>
@@ -208,9 +315,9 @@ void sum_kernel_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, 
                           const MakeGrads& make_grads, float* total) {
   const int tile = best_tile(s);
   if (tile == 2)
-    sum_points_gradients<2>(pool, tasks, s, images, make_grads, total);
+    sum_winograd_gradients<2>(pool, tasks, s, images, make_grads, total);
   else if (tile == 4)
-    sum_points_gradients<4>(pool, tasks, s, images, make_grads, total);
+    sum_winograd_gradients<4>(pool, tasks, s, images, make_grads, total);
   else
     sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
 }
@@ -221,115 +328,106 @@ struct Rows {  // gradients as they are
   const float* operator[](int64_t i) const { return grads + i * s.oh * s.ow * s.f; }
 };
 
-Pool pool_of(const Shape& s, Ints out, Ints window) {
-  return {s.oh, s.ow, s.f, out[1], out[2], window[0], window[1], window[2], window[3]};
-}
-
-// What an image's gradient is computed from: the pooled output's gradient, by a convolution.
-Pool pool_behind(const Shape& s, Ints out, Ints window) {
-  return {s.bottom - s.top, s.real_w, s.c, out[1], out[2], window[0], window[1], window[2],
-          window[3]};
-}
-
-ffi::Error convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
-                       Array images, Array kernel, Bias bias, Result out) {
-  const Shape s = shape_of(images.dimensions(), out->dimensions(), kernel.dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
+void convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
+                 Array images, Array kernel, Bias bias, Result out) {
+  const Shape s = dense_shape_of(images, kernel.dimensions(), strides, padding);
+  check_shape("the bias's shape", bias.dimensions(), {s.f});
+  check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
   const Kernel ready(s, kernel.typed_data());
   run_tasks(pool, tasks, [&](int64_t task) {
-    const auto room = [&](int64_t i) { return out->typed_data() + i * s.oh * s.ow * s.f; };
-    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), relu, room,
+    const auto output = [&](int64_t i) { return out->typed_data() + i * s.oh * s.ow * s.f; };
+    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), relu, output,
                    [](int64_t) {});
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
-                           Array images, Array grad, Result kernel) {
-  const Shape s = shape_of(images.dimensions(), grad.dimensions(), kernel->dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
+void kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
+                     Array grad, Result kernel) {
+  const Shape s = dense_shape_of(images, kernel->dimensions(), strides, padding);
+  check_shape("the gradient's shape", grad.dimensions(), {s.n, s.oh, s.ow, s.f});
   sum_kernel_gradients(pool, tasks, s, images.typed_data(),
                        [&] { return Rows{s, grad.typed_data()}; }, kernel->typed_data());
-  return ffi::Error::Success();
 }
 
-// `conv`: height and width of the convolution's output. `window`: its sides, then its strides.
-// Places are left out if there is no room for them.
-ffi::Error pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints strides, Ints padding,
-                              Ints conv, Ints window, Array images, Array kernel, Bias bias,
-                              Result out, ffi::Result<Places> places) {
-  const int64_t full[] = {0, conv[0], conv[1]};
-  const Shape s = shape_of(images.dimensions(), Ints(full, 3), kernel.dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
-  const Pool p = pool_of(s, out->dimensions(), window);
+// The argmax is left out if its result is empty.
+void pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints window,
+                        Array images, Array kernel, Bias bias, Result out,
+                        ffi::Result<Argmax> argmax) {
+  const Shape s = dense_shape_of(images, kernel.dimensions(), kNoStrides, padding);
+  const Pool p = pool_of(s.oh, s.ow, s.f, window);
+  check_shape("the bias's shape", bias.dimensions(), {s.f});
+  check_shape("the output's shape", out->dimensions(), {s.n, p.oh, p.ow, s.f});
+  const bool with_argmax = argmax->element_count() > 0;
+  if (with_argmax)
+    check_shape("the argmax's shape", argmax->dimensions(), {s.n, p.oh, p.ow, s.f});
   const Kernel ready(s, kernel.typed_data());
   run_tasks(pool_, tasks, [&](int64_t task) {
-    Room whole(s.oh * s.ow * s.f);
+    AlignedBuffer whole(s.oh * s.ow * s.f);
     const auto done = [&](int64_t i) {
       const int64_t at = i * p.oh * p.ow * p.f;
-      if (places->element_count())
-        pool<true>(p, whole.data(), out->typed_data() + at, places->typed_data() + at);
+      if (with_argmax)
+        pool<true>(p, whole.data(), out->typed_data() + at, argmax->typed_data() + at);
       else
         pool<false>(p, whole.data(), out->typed_data() + at, nullptr);
     };
     ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), true,
                    [&](int64_t) { return whole.data(); }, done);
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
-                                  Ints conv, Ints window, Array images, Array grad, Places places,
-                                  Result kernel) {
-  const int64_t full[] = {0, conv[0], conv[1]};
-  const Shape s = shape_of(images.dimensions(), Ints(full, 3), kernel->dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
-  const Pool p = pool_of(s, grad.dimensions(), window);
+void pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
+                            Array images, Array grad, Argmax argmax, Result kernel) {
+  const Shape s = dense_shape_of(images, kernel->dimensions(), kNoStrides, padding);
+  const Pool p = pool_of(s.oh, s.ow, s.f, window);
+  check_shape("the gradient's shape", grad.dimensions(), {s.n, p.oh, p.ow, s.f});
+  check_shape("the argmax's shape", argmax.dimensions(), {s.n, p.oh, p.ow, s.f});
   const Shape whole{0, s.oh, s.ow, s.f, 0, 0, 0, 0, 0, 0, 0, 0, s.oh, 0, s.ow};
   sum_kernel_gradients(
       pool, tasks, s, images.typed_data(),
-      [&] { return Unpooled(whole, p, grad.typed_data(), places.typed_data()); },
+      [&] { return Unpooled(whole, p, grad.typed_data(), argmax.typed_data()); },
       kernel->typed_data());
-  return ffi::Error::Success();
 }
 
-// Padding is that of the convolution from the output's gradient to the image's, its kernel turned.
-ffi::Error pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
-                                 Ints conv, Ints window, Array kernel, Array grad, Places places,
-                                 Result image_grad) {
-  const int64_t in[] = {grad.dimensions()[0], conv[0], conv[1], grad.dimensions()[3]};
-  const Shape s = shape_of(Ints(in, 4), image_grad->dimensions(), kernel.dimensions(), strides,
-                           padding);
-  if (auto error = check(s); error.failure()) return error;
-  const Pool p = pool_behind(s, grad.dimensions(), window);
-  const Room no_bias = Room::zeros(s.f);
+// The convolution that leads from the output's gradient to the image's: its kernel is flipped, and
+// `padding` is its own.
+void pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
+                           Array kernel, Array grad, Argmax argmax, Result image_grad) {
+  check_numbers("padding", padding, 4, 0);
+  const Ints to = image_grad->dimensions(), from = grad.dimensions(), sides = kernel.dimensions();
+  check_numbers("an image's shape", Ints(to.begin() + 1, 3), 3, 1);
+  check_numbers("the kernel's shape", sides, 4, 1);
+  const Shape s = dense_shape_of({from[0], to[1] + sides[0] - 1 - padding[0] - padding[1],
+                                  to[2] + sides[1] - 1 - padding[2] - padding[3], from[3]},
+                                 sides, kNoStrides, padding);
+  if (s.c % 16) refuse("the gradient's last axis", std::to_string(s.c), "a multiple of 16");
+  const Pool p = pool_of(s.bottom - s.top, s.real_w, s.c, window);
+  check_shape("the gradient's shape", from, {s.n, p.oh, p.ow, s.c});
+  check_shape("the argmax's shape", argmax.dimensions(), {s.n, p.oh, p.ow, s.c});
+  check_shape("the images' shape", to, {s.n, s.oh, s.ow, s.f});
+  const AlignedBuffer no_bias = AlignedBuffer::zeros(s.f);
   const Kernel ready(s, kernel.typed_data());
   run_tasks(pool, tasks, [&](int64_t task) {
-    const auto room = [&](int64_t i) { return image_grad->typed_data() + i * s.oh * s.ow * s.f; };
-    ready.convolve(task, tasks, Unpooled(s, p, grad.typed_data(), places.typed_data()),
-                   no_bias.data(), false, room, [](int64_t) {});
+    const auto output = [&](int64_t i) {
+      return image_grad->typed_data() + i * s.oh * s.ow * s.f;
+    };
+    ready.convolve(task, tasks, Unpooled(s, p, grad.typed_data(), argmax.typed_data()),
+                   no_bias.data(), false, output, [](int64_t) {});
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error check_depthwise(const Shape& s, Ints kernel) {
-  if (s.kh != 3 || s.kw != 3 || kernel[2] != 1 || s.f != s.c || s.ow * s.c < kLanes ||
-      s.oh + 2 != s.h || s.ow + 2 != s.w)
-    return ffi::Error::InvalidArgument("fer_jax native depthwise convolution: shapes do not fit");
-  return ffi::Error::Success();
+Shape depthwise_shape_of(const Array& images, Ints kernel) {
+  const Ints in = images.dimensions();
+  const Shape s = shape_of({in[0], in[1], in[2], in[3]}, kernel, kNoStrides, Ints(kOnes, 4));
+  check_shape("the kernel's shape", kernel, {3, 3, 1, s.c});
+  check_range("the numbers in an image's row", s.ow * s.c, kLanes, kMostNumbers);
+  return s;
 }
 
-ffi::Error depthwise(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
-                     Array kernel, Result out) {
-  const Shape s = shape_of(images.dimensions(), out->dimensions(), kernel.dimensions(), strides,
-                           padding);
-  if (auto error = check_depthwise(s, kernel.dimensions()); error.failure()) return error;
+void depthwise(ffi::ThreadPool pool, int64_t tasks, Array images, Array kernel, Result out) {
+  const Shape s = depthwise_shape_of(images, kernel.dimensions());
+  check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.c});
   const int64_t row = s.ow * s.c;
-  Room repeated(kTaps * row);
+  AlignedBuffer repeated(kTaps * row);
   for (int64_t i = 0; i < kTaps * row; ++i)
     repeated.data()[i] = kernel.typed_data()[i / row * s.c + i % s.c];
   run_tasks(pool, tasks, [&](int64_t task) {
@@ -338,16 +436,14 @@ ffi::Error depthwise(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints pad
       convolve_depthwise(s, padded[i], repeated.data(), out->typed_data() + i * s.oh * row);
     });
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides,
-                                     Ints padding, Array images, Array grad, Result kernel) {
-  const Shape s = shape_of(images.dimensions(), grad.dimensions(), kernel->dimensions(), strides,
-                           padding);
-  if (auto error = check_depthwise(s, kernel->dimensions()); error.failure()) return error;
+void depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Array images, Array grad,
+                               Result kernel) {
+  const Shape s = depthwise_shape_of(images, kernel->dimensions());
+  check_shape("the gradient's shape", grad.dimensions(), {s.n, s.oh, s.ow, s.c});
   const int64_t row = s.ow * s.c, size = kTaps * row;
-  Room sums = Room::zeros(tasks * size);
+  AlignedBuffer sums = AlignedBuffer::zeros(tasks * size);
   run_tasks(pool, tasks, [&](int64_t task) {
     Images padded(s, images.typed_data());
     for_share(s.n, task, tasks, [&](int64_t i) {
@@ -359,29 +455,49 @@ ffi::Error depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints s
   for (int64_t task = 0; task < tasks; ++task)
     for (int64_t i = 0; i < size; ++i)
       kernel->typed_data()[i / row * s.c + i % s.c] += sums.data()[task * size + i];
-  return ffi::Error::Success();
 }
+
+// A handler that answers XLA with what `function` throws.
+template <auto function>
+struct Handler {
+  template <typename... Arguments>
+  ffi::Error operator()(ffi::ThreadPool pool, int64_t tasks, Arguments... arguments) const {
+    try {
+      check_range("the number of tasks", tasks, 1, kMostTasks);
+      function(pool, tasks, arguments...);
+      return ffi::Error::Success();
+    } catch (const std::invalid_argument& error) {
+      return ffi::Error::InvalidArgument(error.what());
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fer_jax: out of memory");
+    } catch (const std::exception& error) {
+      return ffi::Error::Internal(error.what());
+    } catch (...) {
+      return ffi::Error::Internal("fer_jax: an unknown exception");
+    }
+  }
+};
 
 }  // namespace
 
-#define SHARED                                                                             \
-  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("tasks").Attr<Ints>("strides").Attr<Ints>( \
-      "padding")
-#define POOLED SHARED.Attr<Ints>("conv").Attr<Ints>("window")
+#define SHARED ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("tasks")
+#define DENSE SHARED.Attr<Ints>("strides").Attr<Ints>("padding")
+#define POOLED SHARED.Attr<Ints>("padding").Attr<Ints>("window")
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    fer_jax_convolution, convolution,
-    SHARED.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, kernel_gradient,
-                              SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
+    fer_jax_convolution, Handler<convolution>(),
+    DENSE.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, Handler<kernel_gradient>(),
+                              DENSE.Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    fer_jax_pooled_convolution, pooled_convolution,
-    POOLED.Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>().Ret<Places>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_kernel_gradient, pooled_kernel_gradient,
-                              POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_image_gradient, pooled_image_gradient,
-                              POOLED.Arg<Array>().Arg<Array>().Arg<Places>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise, depthwise,
+    fer_jax_pooled_convolution, Handler<pooled_convolution>(),
+    POOLED.Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>().Ret<Argmax>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_kernel_gradient, Handler<pooled_kernel_gradient>(),
+                              POOLED.Arg<Array>().Arg<Array>().Arg<Argmax>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_image_gradient, Handler<pooled_image_gradient>(),
+                              POOLED.Arg<Array>().Arg<Array>().Arg<Argmax>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise, Handler<depthwise>(),
                               SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise_kernel_gradient, depthwise_kernel_gradient,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise_kernel_gradient,
+                              Handler<depthwise_kernel_gradient>(),
                               SHARED.Arg<Array>().Arg<Array>().Ret<Array>());

@@ -19,42 +19,43 @@ struct Pool {
   }
 };
 
-// Also tells the place in its window of each maximum, row by row; -1 if it is not positive, because
-// then the ReLU before the pool lets no gradient pass.
-template <bool kWithPlaces>
-void pool(const Pool& p, const float* image, float* out, int8_t* places) {
+// `argmax`: which element of its window each maximum is, counted row by row; -1 if it is not
+// positive, because then the ReLU before the pool lets no gradient pass.
+template <bool kWithArgmax>
+void pool(const Pool& p, const float* image, float* out, int8_t* argmax) {
   p.for_windows([&](int64_t to, int64_t from) {
     for (int64_t c = 0; c < p.f; c += kLanes) {
       Vector best = vector_at(image, from + c);
-      Indices place = {};
+      Indices index = {};
       for (int i = 0, at = 0; i < p.window_h; ++i)
         for (int j = 0; j < p.window_w; ++j, ++at) {
           const int64_t offset = from + (i * p.w + j) * p.f + c;
           const Vector here = vector_at(image, offset);
-          if constexpr (kWithPlaces) place = here > best ? Indices{} + at : place;
+          if constexpr (kWithArgmax) index = here > best ? Indices{} + at : index;
           best = here > best ? here : best;
         }
       vector_at(out, to + c) = best;
-      if constexpr (kWithPlaces) {
-        place = best > 0 ? place : Indices{} - 1;
-        *reinterpret_cast<Bytes*>(places + to + c) = __builtin_convertvector(place, Bytes);
+      if constexpr (kWithArgmax) {
+        index = best > 0 ? index : Indices{} - 1;
+        *reinterpret_cast<Bytes*>(argmax + to + c) = __builtin_convertvector(index, Bytes);
       }
     }
   });
 }
 
-// Adds each output's gradient where its maximum stood; image rows are `pitch` numbers apart.
-void unpool(const Pool& p, const float* grad, const int8_t* places, float* image, int64_t pitch) {
+// Adds each output's gradient to its window's element `argmax`, to none if there is no such element;
+// image rows are `pitch` numbers apart.
+void unpool(const Pool& p, const float* grad, const int8_t* argmax, float* image, int64_t pitch) {
   p.for_windows([&](int64_t from, int64_t to) {
     float* window = image + to / (p.w * p.f) * pitch + to % (p.w * p.f);
     for (int64_t c = 0; c < p.f; c += kLanes) {
       const Vector given = vector_at(grad, from + c);
-      const Indices place =
-          __builtin_convertvector(*reinterpret_cast<const Bytes*>(places + from + c), Indices);
+      const Indices index =
+          __builtin_convertvector(*reinterpret_cast<const Bytes*>(argmax + from + c), Indices);
       for (int i = 0, at = 0; i < p.window_h; ++i)
         for (int j = 0; j < p.window_w; ++j, ++at) {
           Stored& sum = vector_at(window, i * pitch + j * p.f + c);
-          sum += place == at ? given : Vector{};
+          sum += index == at ? given : Vector{};
         }
     }
   });

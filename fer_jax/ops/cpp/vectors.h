@@ -85,16 +85,16 @@ void cover(int64_t from, int64_t to, int64_t features, const Tile& tile) {
     if (from < to) cover<A - 1>(from, to, features, tile);
 }
 
-// Room for `count` numbers, which are anything to begin with. It starts where a cache line does: a
-// vector that lies in two lines takes twice as long to load.
-class Room {
+// `count` numbers, which are anything to begin with. They start where a cache line does: a vector
+// that lies in two lines takes twice as long to load.
+class AlignedBuffer {
  public:
-  explicit Room(int64_t count) : lines_(new Line[(count + kLine - 1) / kLine]) {}
+  explicit AlignedBuffer(int64_t count) : lines_(new Line[(count + kLine - 1) / kLine]) {}
 
-  static Room zeros(int64_t count) {
-    Room room(count);
-    std::fill_n(room.data(), count, 0);
-    return room;
+  static AlignedBuffer zeros(int64_t count) {
+    AlignedBuffer buffer(count);
+    std::fill_n(buffer.data(), count, 0);
+    return buffer;
   }
 
   float* data() { return lines_[0].numbers; }

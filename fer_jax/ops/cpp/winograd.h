@@ -4,9 +4,9 @@
 // The output is cut into tiles of m x m. With g a filter and d the part of an image behind a tile,
 // m + 2 wide, the tile is A' [(G g G') * (B' d B)] A, the product taken element by element and
 // summed over channels: (m + 2)^2 multiplications where the definition has 9 m^2, 16 for 36 with
-// m = 2, 36 for 144 with m = 4. For each of these `points` that sum is a product of matrices,
-// [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that. What is not a number
-// spreads over its tile.
+// m = 2, 36 for 144 with m = 4. For each of these elements of the transform domain that sum is a
+// product of matrices, [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that.
+// What is not a number spreads over its tile.
 
 #pragma once
 
@@ -110,10 +110,10 @@ struct Filtering<4> {
 // Of a strip of tiles: what is made of images and of outputs. It passes from one loop to the next
 // through the second level of cache.
 constexpr int64_t kStripBytes = 1 << 19;
-constexpr int64_t kKernelBytes = 3 << 19;  // of a kernel's points, for the same reason
+constexpr int64_t kKernelBytes = 3 << 19;  // of a transformed kernel, for the same reason
 
 template <int M>
-constexpr int kPoints = (M + 2) * (M + 2);
+constexpr int kElements = (M + 2) * (M + 2);  // of a tile in the transform domain
 
 template <int M>
 struct Tiles {
@@ -122,36 +122,36 @@ struct Tiles {
   int64_t columns, count;  // in an image
 };
 
-// Points of some tiles, [points, tiles, channels]. One cache line more lies between two points,
-// because lines that are a multiple of 4096 bytes apart push each other out of the first level of
-// cache.
-struct Plane {
-  int64_t points, tiles, channels;
-  int64_t step() const { return tiles * channels + 16; }  // from point to point
-  int64_t size() const { return points * step(); }
+// Some tiles in the transform domain, [elements, tiles, channels]. One cache line more lies between
+// two elements, because lines that are a multiple of 4096 bytes apart push each other out of the
+// first level of cache.
+struct Transformed {
+  int64_t elements, tiles, channels;
+  int64_t step() const { return tiles * channels + 16; }  // from element to element
+  int64_t size() const { return elements * step(); }
 };
 
-// Room for points of images and of outputs side by side, for `most` tiles or what fits in a strip.
+// Buffer of transformed images and outputs side by side, for `most` tiles or what fits in a strip.
 class Strip {
  public:
   template <int M>
   static Strip of(const Shape& s, int64_t most) {
-    const int64_t fit = kStripBytes / (4 * kPoints<M> * (s.c + s.f)) / kShort * kShort;
-    return Strip(s, kPoints<M>, std::min(most, std::max<int64_t>(fit, kShort)));
+    const int64_t fit = kStripBytes / (4 * kElements<M> * (s.c + s.f)) / kShort * kShort;
+    return Strip(s, kElements<M>, std::min(most, std::max<int64_t>(fit, kShort)));
   }
 
-  float* in_points() { return room_.data(); }
-  float* out_points() { return room_.data() + in.size(); }
+  float* inputs() { return buffer_.data(); }
+  float* outputs() { return buffer_.data() + in.size(); }
 
   const int64_t tiles;
-  const Plane in, out;
+  const Transformed in, out;
 
  private:
-  Strip(const Shape& s, int64_t points, int64_t tiles)
-      : tiles(tiles), in{points, tiles, s.c}, out{points, tiles, s.f},
-        room_(in.size() + out.size()) {}
+  Strip(const Shape& s, int64_t elements, int64_t tiles)
+      : tiles(tiles), in{elements, tiles, s.c}, out{elements, tiles, s.f},
+        buffer_(in.size() + out.size()) {}
 
-  Room room_;
+  AlignedBuffer buffer_;
 };
 
 template <int N>
@@ -180,13 +180,13 @@ inline void both_ways(const Square<N>& from, Square<M>& to, const Transform& tra
   for (int i = 0; i < M; ++i) transform(between[i], to[i]);
 }
 
-// points[...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
+// to[...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
 // or column stands in: outputs that depend on it, but for rounding, are not kept.
 template <int M>
-void image_to_points(const Shape& s, const float* image, int64_t first, int64_t count,
-                     const Plane& plane, float* points) {
+void transform_image(const Shape& s, const float* image, int64_t first, int64_t count,
+                     const Transformed& layout, float* to) {
   const Tiles<M> tiles(s);
-  for (int64_t tile = first; tile < first + count; ++tile, points += s.c) {
+  for (int64_t tile = first; tile < first + count; ++tile, to += s.c) {
     int64_t rows[M + 2], columns[M + 2];
     for (int i = 0; i < M + 2; ++i) {
       rows[i] = std::min(tile / tiles.columns * M + i, s.h - 1) * s.w * s.c;
@@ -197,7 +197,7 @@ void image_to_points(const Shape& s, const float* image, int64_t first, int64_t 
       for (int i = 0; i < M + 2; ++i)
         for (int j = 0; j < M + 2; ++j) pixels[i][j] = vector_at(image, rows[i] + columns[j] + c);
       both_ways<M + 2, M + 2>(pixels, result, Filtering<M>::image);
-      store<M + 2>(result, points + c, plane.step());
+      store<M + 2>(result, to + c, layout.step());
     }
   }
 }
@@ -212,16 +212,17 @@ inline void for_pixels(const Shape& s, int64_t tile, const Visit& visit) {
       if (y + i < s.oh && x + j < s.ow) visit(i, j, ((y + i) * s.ow + x + j) * s.f);
 }
 
-// out[...] = A' points A + bias for tiles [first, first + count) of an output.
+// out[...] = A' m A + bias for tiles [first, first + count) of an output.
 template <int M>
-void points_to_output(const Shape& s, const Plane& plane, const float* points, const float* bias,
-                      bool relu, int64_t first, int64_t count, float* out) {
+void inverse_transform_output(const Shape& s, const Transformed& layout, const float* m,
+                              const float* bias, bool relu, int64_t first, int64_t count,
+                              float* out) {
   const Vector least = Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
-  for (int64_t tile = first; tile < first + count; ++tile, points += s.f)
+  for (int64_t tile = first; tile < first + count; ++tile, m += s.f)
     for (int64_t f = 0; f < s.f; f += kLanes) {
       Square<M + 2> sums;
       Square<M> result;
-      load<M + 2>(sums, points + f, plane.step());
+      load<M + 2>(sums, m + f, layout.step());
       both_ways<M, M + 2>(sums, result, Filtering<M>::output);
       for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
         const Vector sum = result[i][j] + vector_at(bias, f);
@@ -230,66 +231,66 @@ void points_to_output(const Shape& s, const Plane& plane, const float* points, c
     }
 }
 
-// points[...] = A dy A' for tiles [first, first + count) of an output's gradient dy.
+// to[...] = A dy A' for tiles [first, first + count) of an output's gradient dy.
 template <int M>
-void gradient_to_points(const Shape& s, const float* grad, int64_t first, int64_t count,
-                        const Plane& plane, float* points) {
-  for (int64_t tile = first; tile < first + count; ++tile, points += s.f)
+void transform_output_gradient(const Shape& s, const float* grad, int64_t first, int64_t count,
+                               const Transformed& layout, float* to) {
+  for (int64_t tile = first; tile < first + count; ++tile, to += s.f)
     for (int64_t f = 0; f < s.f; f += kLanes) {
       Square<M> pixels = {};
       Square<M + 2> result;
       for_pixels<M>(s, tile,
                     [&](int i, int j, int64_t from) { pixels[i][j] = vector_at(grad, from + f); });
       both_ways<M + 2, M>(pixels, result, Filtering<M>::output_gradient);
-      store<M + 2>(result, points + f, plane.step());
+      store<M + 2>(result, to + f, layout.step());
     }
 }
 
-// [points, c, f] = G g G' of a kernel [3, 3, c, f].
+// [elements, c, f] = G g G' of a kernel [3, 3, c, f].
 template <int M>
-void kernel_to_points(const Shape& s, const float* kernel, float* points) {
+void transform_kernel(const Shape& s, const float* kernel, float* to) {
   for (int64_t x = 0, size = s.c * s.f; x < size; x += kLanes) {
     Square<3> filter;
     Square<M + 2> result;
     load<3>(filter, kernel + x, size);
     both_ways<M + 2, 3>(filter, result, Filtering<M>::kernel);
-    store<M + 2>(result, points + x, size);
+    store<M + 2>(result, to + x, size);
   }
 }
 
-// A kernel's gradient [3, 3, c, f] = G' m G of sums m [points, c, f].
+// A kernel's gradient [3, 3, c, f] = G' m G of sums m [elements, c, f].
 template <int M>
-void points_to_kernel(const Shape& s, const float* points, float* kernel) {
+void inverse_transform_kernel_gradient(const Shape& s, const float* m, float* kernel) {
   for (int64_t x = 0, size = s.c * s.f; x < size; x += kLanes) {
     Square<M + 2> sums;
     Square<3> result;
-    load<M + 2>(sums, points + x, size);
+    load<M + 2>(sums, m + x, size);
     both_ways<3, M + 2>(sums, result, Filtering<M>::kernel_gradient);
     store<3>(result, kernel + x, size);
   }
 }
 
 // Some tiles' sums over channels: [tiles, c] by [c, f].
-struct PointsTile {
+struct WinogradTile {
   const Shape& s;
-  const float *points, *kernel;
+  const float *tiles, *kernel;
   float* out;
 
   template <int A, int B>
   void run(int64_t a, int64_t b) const {
     Vector sums[A][B] = {};
-    add_outer_products<A, B>(points + a * s.c, s.c, 1, kernel + b, s.f, s.c, sums);
+    add_outer_products<A, B>(tiles + a * s.c, s.c, 1, kernel + b, s.f, s.c, sums);
     store<A, B>(sums, out + a * s.f + b, s.f);
   }
 };
 
-// Convolves images [begin, end) with a kernel's points [points, c, f]. Each result goes to room(i);
-// done(i) is called when it is whole, before room(i + 1) is written to. A strip may hold tiles of
-// several images.
-template <int M, typename Images, typename Room, typename Done>
-void convolve_by_points(const Shape& s, Images& images, int64_t begin, int64_t end,
-                        const float* kernel_points, const float* bias, bool relu,
-                        const Room& room, const Done& done) {
+// Convolves images [begin, end) with a transformed kernel [elements, c, f]. Each result goes to
+// output(i); done(i) is called when it is whole, before output(i + 1) is written to. A strip may
+// hold tiles of several images.
+template <int M, typename Images, typename Output, typename Done>
+void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
+                       const float* kernel, const float* bias, bool relu, const Output& output,
+                       const Done& done) {
   struct Run {
     int64_t image, first, count;
   };
@@ -298,15 +299,16 @@ void convolve_by_points(const Shape& s, Images& images, int64_t begin, int64_t e
   std::vector<Run> runs;
   int64_t filled = 0;
   const auto finish = [&] {
-    for (int k = 0; k < kPoints<M>; ++k) {
-      PointsTile tile{s, strip.in_points() + k * strip.in.step(), kernel_points + k * s.c * s.f,
-                      strip.out_points() + k * strip.out.step()};
+    for (int k = 0; k < kElements<M>; ++k) {
+      WinogradTile tile{s, strip.inputs() + k * strip.in.step(), kernel + k * s.c * s.f,
+                        strip.outputs() + k * strip.out.step()};
       cover<kShort>(0, filled, s.f, tile);
     }
-    const float* points = strip.out_points();
+    const float* sums = strip.outputs();
     for (const Run& run : runs) {
-      points_to_output<M>(s, strip.out, points, bias, relu, run.first, run.count, room(run.image));
-      points += run.count * s.f;
+      inverse_transform_output<M>(s, strip.out, sums, bias, relu, run.first, run.count,
+                                  output(run.image));
+      sums += run.count * s.f;
       if (run.first + run.count == all) done(run.image);
     }
     runs.clear();
@@ -316,7 +318,7 @@ void convolve_by_points(const Shape& s, Images& images, int64_t begin, int64_t e
     const float* image = images[i];
     for (int64_t first = 0, count; first < all; first += count) {
       count = std::min(all - first, strip.tiles - filled);
-      image_to_points<M>(s, image, first, count, strip.in, strip.in_points() + filled * s.c);
+      transform_image<M>(s, image, first, count, strip.in, strip.inputs() + filled * s.c);
       runs.push_back({i, first, count});
       filled += count;
       if (filled == strip.tiles) finish();
@@ -325,8 +327,8 @@ void convolve_by_points(const Shape& s, Images& images, int64_t begin, int64_t e
   finish();
 }
 
-// A block of a kernel's points: [c, tiles] by [tiles, f].
-struct PointsGradientTile {
+// A block of a transformed kernel's gradient: [c, tiles] by [tiles, f].
+struct WinogradGradientTile {
   const Shape& s;
   const float *image, *grad;
   float* sum;
@@ -341,22 +343,22 @@ struct PointsGradientTile {
   }
 };
 
-// Sums the gradients of a kernel's points over images. A strip may hold tiles of several.
+// Sums the gradients of a transformed kernel over images. A strip may hold tiles of several.
 template <int M>
-class PointsGradients {
+class WinogradGradients {
  public:
-  static int64_t size(const Shape& s) { return kPoints<M> * s.c * s.f; }
+  static int64_t size(const Shape& s) { return kElements<M> * s.c * s.f; }
 
-  PointsGradients(const Shape& s, float* sums)
+  WinogradGradients(const Shape& s, float* sums)
       : s_(s), sums_(sums), strip_(Strip::of<M>(s, s.n * Tiles<M>(s).count)) {}
 
   void add(const float* image, const float* grad) {
     const int64_t all = Tiles<M>(s_).count;
     for (int64_t first = 0, count; first < all; first += count) {
       count = std::min(all - first, strip_.tiles - filled_);
-      image_to_points<M>(s_, image, first, count, strip_.in, strip_.in_points() + filled_ * s_.c);
-      gradient_to_points<M>(s_, grad, first, count, strip_.out,
-                            strip_.out_points() + filled_ * s_.f);
+      transform_image<M>(s_, image, first, count, strip_.in, strip_.inputs() + filled_ * s_.c);
+      transform_output_gradient<M>(s_, grad, first, count, strip_.out,
+                                   strip_.outputs() + filled_ * s_.f);
       filled_ += count;
       if (filled_ == strip_.tiles) finish();
     }
@@ -364,10 +366,10 @@ class PointsGradients {
 
   // To be called after the last image.
   void finish() {
-    for (int k = 0; k < kPoints<M>; ++k) {
-      PointsGradientTile tile{s_, strip_.in_points() + k * strip_.in.step(),
-                              strip_.out_points() + k * strip_.out.step(), sums_ + k * s_.c * s_.f,
-                              filled_};
+    for (int k = 0; k < kElements<M>; ++k) {
+      WinogradGradientTile tile{s_, strip_.inputs() + k * strip_.in.step(),
+                                strip_.outputs() + k * strip_.out.step(),
+                                sums_ + k * s_.c * s_.f, filled_};
       cover<kShort>(0, s_.c, s_.f, tile);
     }
     filled_ = 0;
@@ -381,11 +383,11 @@ class PointsGradients {
 };
 
 // Returns the side of the tiles that are fastest, 0 if it is the definition: tiles reach over an
-// edge that they do not divide, and every strip walks over all points of the kernel.
+// edge that they do not divide, and every strip walks over all of the transformed kernel.
 int best_tile(const Shape& s) {
   if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.c % 16) return 0;
-  const int64_t by_2 = kPoints<2> * Tiles<2>(s).count, by_4 = kPoints<4> * Tiles<4>(s).count;
-  if (3 * by_4 <= 2 * by_2 && 4 * kPoints<4> * s.c * s.f <= kKernelBytes) return 4;
+  const int64_t by_2 = kElements<2> * Tiles<2>(s).count, by_4 = kElements<4> * Tiles<4>(s).count;
+  if (3 * by_4 <= 2 * by_2 && 4 * kElements<4> * s.c * s.f <= kKernelBytes) return 4;
   return by_2 < 9 * s.oh * s.ow ? 2 : 0;
 }
 

@@ -1,0 +1,162 @@
+"""Compares a compiled library's operations with their definitions in NumPy and float64.
+
+`python -m fer_jax.ops.selftest LIBRARY` ends with status 0 if every way to compute that the library
+has gives the right numbers. :mod:`fer_jax.ops.build` runs it on what it has compiled.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fer_jax.ops import native
+from fer_jax.ops.native import Padding, Pool
+
+TOLERANCE = 1e-4  # of the largest number: float32 in tiles of 4x4 rounds by a few millionths
+_ONES = (1, 1)
+_VALID, _AROUND = ((0, 0), (0, 0)), ((1, 1), (1, 1))
+
+# Images, kernel, strides, padding; together they take every way through `cpp/`.
+CONVOLUTIONS = (
+    ((3, 12, 11, 3), (3, 2, 3, 48), (2, 1), ((1, 0), (2, 1))),  # as it is defined
+    ((3, 5, 9, 16), (5, 3, 16, 16), _ONES, ((4, 5), (0, 6))),
+    ((3, 7, 5, 16), (3, 3, 16, 32), _ONES, _AROUND),  # in tiles of 2x2
+    ((5, 26, 19, 32), (3, 3, 32, 48), _ONES, _VALID),  # in tiles of 4x4
+)
+POOLS = (Pool((2, 2), (2, 2)), Pool((3, 2), (1, 3)))
+DEPTHWISE = ((3, 5, 4, 6), (2, 7, 8, 16))
+
+
+def check() -> None:
+    """Raises an AssertionError that names an operation of the loaded library that is wrong."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
+
+    for images, kernel, strides, padding in CONVOLUTIONS:
+        check_convolution(normal(*images), normal(*kernel), normal(kernel[3]), strides, padding)
+        if strides == _ONES:
+            for pool in POOLS:
+                check_pooled(normal(*images), normal(*kernel), normal(kernel[3]), padding, pool)
+    for shape in DEPTHWISE:
+        check_depthwise(normal(*shape), normal(3, 3, 1, shape[3]), normal(*shape))
+
+
+def check_convolution(
+    images: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    strides: tuple[int, int],
+    padding: Padding,
+) -> None:
+    """Checks a convolution with and without ReLU, and its kernel's gradient."""
+    expected = _convolve(images, kernel, strides, padding) + np.asarray(bias)
+    out = native.convolution(images, kernel, bias, strides, padding, relu=False)
+    _compare("convolution", out, expected)
+    out = native.convolution(images, kernel, bias, strides, padding, relu=True)
+    _compare("convolution with ReLU", out, np.maximum(expected, 0))
+    grad = jnp.asarray(expected, jnp.float32)
+    out = native.kernel_gradient(images, grad, kernel.shape, strides, padding)
+    expected = _kernel_gradient(images, grad, kernel.shape, strides, padding)
+    _compare("kernel gradient", out, expected)
+
+
+def check_pooled(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding, pool: Pool
+) -> None:
+    """Checks a convolution with ReLU and max-pooling, and its gradients where they are there."""
+    whole = np.maximum(_convolve(images, kernel, _ONES, padding) + np.asarray(bias), 0)
+    windows = np.stack(list(_elements(whole, pool)))
+    largest = windows.max(0)
+    out, argmax = native.pooled_convolution(images, kernel, bias, padding, pool, with_argmax=True)
+    _compare("pooled convolution", out, largest)
+    # Of numbers that are equal but for rounding, either may be the largest.
+    index = np.asarray(argmax, int)
+    chosen = np.take_along_axis(windows, np.maximum(index, 0)[None], 0)[0]
+    _compare("argmax", np.where(index < 0, 0, chosen), largest)
+    grad = jnp.asarray(largest, jnp.float32)
+    spread = np.zeros(whole.shape)
+    for i, element in enumerate(_elements(spread, pool)):
+        element += np.where(index == i, largest, 0)
+    found = native.pooled_kernel_gradient(images, grad, argmax, kernel.shape, padding, pool)
+    expected = _kernel_gradient(images, spread, kernel.shape, _ONES, padding)
+    _compare("kernel gradient of a pooled convolution", found, expected)
+    around = [
+        (length - 1 - low, length - 1 - high)
+        for length, (low, high) in zip(kernel.shape[:2], padding, strict=True)
+    ]
+    if images.shape[3] % native.CHANNELS == 0 and min(map(min, around)) >= 0:
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        found = native.pooled_image_gradient(flipped, grad, argmax, images.shape, around, pool)
+        expected = _convolve(spread, flipped, _ONES, around)
+        _compare("image gradient of a pooled convolution", found, expected)
+
+
+def check_depthwise(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> None:
+    """Checks a depthwise convolution and its kernel's gradient."""
+    taps = list(_taps(images, (3, 3), _ONES, _AROUND, images.shape[1:3]))
+    weights = np.asarray(kernel)
+    _compare(
+        "depthwise",
+        native.depthwise(images, kernel),
+        np.sum([x * weights[i, j, 0] for (i, j), x in taps], 0),
+    )
+    expected = np.reshape([(x * np.asarray(grad)).sum((0, 1, 2)) for _, x in taps], kernel.shape)
+    found = native.depthwise_kernel_gradient(images, grad)
+    _compare("kernel gradient of depthwise", found, expected)
+
+
+def _compare(name, found, expected):
+    error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+    if not error < TOLERANCE:
+        raise AssertionError(f"{name} is wrong: off by {error:.1e} of its largest number")
+
+
+def _taps(images, window, strides, padding, sides):
+    """Yields (i, j), and what element (i, j) of the window meets at each of `sides` positions."""
+    padded = np.pad(np.asarray(images, float), ((0, 0), *padding, (0, 0)))
+    for i in range(window[0]):
+        for j in range(window[1]):
+            down, across = (
+                slice(at, at + (side - 1) * stride + 1, stride)
+                for at, side, stride in zip((i, j), sides, strides, strict=True)
+            )
+            yield (i, j), padded[:, down, across]
+
+
+def _convolve(images, kernel, strides, padding):
+    shape = native.conv_shape(images.shape, kernel.shape, padding, strides)
+    taps = _taps(images, kernel.shape, strides, padding, shape[1:3])
+    kernel = np.asarray(kernel)
+    return np.sum([np.einsum("nhwc,cf->nhwf", x, kernel[i, j]) for (i, j), x in taps], 0)
+
+
+def _kernel_gradient(images, grad, shape, strides, padding):
+    taps = _taps(images, shape, strides, padding, grad.shape[1:3])
+    return np.reshape([np.einsum("nhwc,nhwf->cf", x, grad) for _, x in taps], shape)
+
+
+def _elements(x, pool):
+    """Yields views of the first elements of all windows, of the second ones, ..."""
+    sides = [
+        (size - length) // stride + 1
+        for size, length, stride in zip(x.shape[1:3], *pool, strict=True)
+    ]
+    for i in range(pool.window[0]):
+        for j in range(pool.window[1]):
+            down, across = (
+                slice(at, at + (side - 1) * stride + 1, stride)
+                for at, side, stride in zip((i, j), sides, pool.strides, strict=True)
+            )
+            yield x[:, down, across]
+
+
+if __name__ == "__main__":
+    native.register(Path(sys.argv[1]))
+    try:
+        check()
+    except AssertionError as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,411 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import pytest
+
+from fer_jax.machine import environment
+from fer_jax.ops import build, native
+
+ROOT = Path(__file__).parent.parent
+needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler here")
+
+PROGRAM = """
+import jax, logging; logging.basicConfig(format='%(message)s')
+from fer_jax import ops; import jax.numpy as jnp
+from fer_jax.ops import native
+native.load()
+f = lambda k: ops.conv_general_dilated(jnp.ones((2, 9, 9, 16)), k, (1, 1), 'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC')).sum()
+print(native.convolutions(), float(jax.grad(f)(jnp.ones((3, 3, 16, 32))).sum()))
+"""
+
+
+def run(program, **variables):
+    """Runs a program in a process of its own; a variable that is None is not there."""
+    variables = {"JAX_PLATFORMS": "cpu"} | variables
+    env = {k: v for k, v in (os.environ | variables).items() if v is not None}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+
+
+def script(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def copying(tmp_path_factory):
+    """A compiler that takes no time: it copies the library that is here, and notes its calls."""
+    folder = environment.cache_folder()
+    assert folder is not None
+    path = tmp_path_factory.mktemp("compiler")
+    text = f"""#!/bin/sh
+case "$*" in *--version) echo 1.0; exit;; esac
+echo "$@" >> {path / "calls"}
+while [ $# -gt 1 ]; do shift; done
+cp {build.library(folder)} "$1"
+"""
+    script(path / "copy", text)
+    return path
+
+
+@pytest.fixture
+def compiler(copying, monkeypatch):
+    """The file where the copying compiler notes its calls."""
+    monkeypatch.setenv("CXX", str(copying / "copy"))
+    (copying / "calls").write_text("")
+    return copying / "calls"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "kept"
+    path.mkdir()
+    return path
+
+
+# ---------------------------------------------------------------------------- what is kept, and how
+
+
+@needs_library
+def test_two_builds_at_once_and_one_again_give_one_library(compiler, folder):
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(build.library, [folder, folder])
+    called = compiler.read_text()
+    assert first == second == build.library(folder)
+    assert compiler.read_text() == called
+    assert list(folder.iterdir()) == [first]
+
+    # A library that is not what was written is made again.
+    whole = first.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (b"", whole[:-1], whole[:middle] + b"!!" + whole[middle + 2 :], whole[:middle]):
+        first.write_bytes(damaged)
+        assert not build._is_whole(first)
+    assert build.library(folder) == first
+    assert first.read_bytes() == whole
+    assert len(compiler.read_text().splitlines()) == len(called.splitlines()) + 1
+
+
+def test_another_compiler_or_jaxlib_or_processor_makes_another_library(
+    tmp_path, folder, monkeypatch
+):
+    def keys():
+        monkeypatch.setenv("CXX", script(tmp_path / "cc", "#!/bin/sh\necho 1.0"))
+        yield build._key(build.find_compiler())
+        script(tmp_path / "cc", "#!/bin/sh\necho 1.1")
+        yield build._key(build.find_compiler())
+        monkeypatch.setenv("CXX", f"{tmp_path / 'cc'} -pipe")
+        yield build._key(build.find_compiler())
+        monkeypatch.setattr(build.jaxlib.version, "__version__", "0.0")
+        yield build._key(build.find_compiler())
+        monkeypatch.setattr(build, "_processor", lambda: "another")
+        yield build._key(build.find_compiler())
+        yield build._key(build.find_compiler())
+
+    *different, again = keys()
+    assert len(set(different)) == 5
+    assert again == different[-1]
+
+
+def test_the_compiler_may_have_arguments(folder, tmp_path, monkeypatch):
+    text = f"""#!/bin/sh
+echo "$1|$2" >> {tmp_path / "calls"}
+exit 1
+"""
+    monkeypatch.setenv("CXX", f"'{script(tmp_path / 'a compiler', text)}' -pipe -O1")
+    with pytest.raises(build.NativeError, match="a compiler fails"):
+        build.library(folder)
+    assert (tmp_path / "calls").read_text() == "-pipe|-O1\n"
+
+
+@needs_library
+def test_what_was_not_used_for_long_goes_when_another_is_made(compiler, folder):
+    old, scratch, fresh, other = (
+        folder / name for name in ("native_1_2.so", "native_x", "native_3_4.so", "other.so")
+    )
+    scratch.mkdir()
+    (scratch / "native.so").touch()
+    for path in (old, fresh, other):
+        path.touch()
+    long_ago = time.time() - 40 * 24 * 3600
+    for path in (old, scratch, other):
+        os.utime(path, (long_ago, long_ago))
+    made = build.library(folder)
+    assert set(folder.iterdir()) == {made, fresh, other}
+    os.utime(made, (long_ago, long_ago))
+    assert build.library(folder) == made  # now it has been used
+    assert made.stat().st_mtime > long_ago + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root can give away")
+@needs_library
+def test_nothing_of_another_user_is_loaded(compiler, folder, tmp_path):
+    path = build.library(folder)
+    os.chown(path, 12345, -1)
+    build.library(folder)
+    assert path.stat().st_uid == 0
+    assert len(compiler.read_text().splitlines()) == 2
+
+    (tmp_path / "compiled").mkdir()
+    os.chown(tmp_path / "compiled", 12345, -1)
+    done = run(PROGRAM, FER_JAX_CACHE=str(tmp_path))
+    assert done.stdout.startswith("native")
+    assert f"{tmp_path / 'compiled'}: belongs to another user" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list((tmp_path / "compiled").iterdir()) == []
+
+
+# ------------------------------------------------------------------------------- the cache's folder
+
+SHOW = """
+import logging; logging.basicConfig(format='%(message)s')
+from fer_jax.machine import devices, environment
+devices.setup()
+print(environment.cache_folder())
+"""
+
+
+def test_the_folder_is_closed_to_others(tmp_path):
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "compiled"
+    for _ in range(2):
+        assert run(SHOW, FER_JAX_CACHE=str(tmp_path)).stdout.strip() == str(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o775)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("given", ["~/x", "x"])
+def test_the_folder_is_absolute(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(SHOW, FER_JAX_CACHE=given, HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    assert done.stdout.strip() == str(tmp_path / "x" / "compiled")
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"FER_JAX_CACHE": "/proc/nowhere"}, "/proc/nowhere: No such file"),
+        ({"FER_JAX_CACHE": __file__}, "Not a directory"),
+    ],
+)
+def test_without_a_folder_a_line_says_what_is_not_kept(variables, reason):
+    done = run(SHOW, **variables)
+    assert done.stdout.strip() == "None"
+    assert reason in done.stderr
+    assert "set FER_JAX_CACHE" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    (tmp_path / "compiled").symlink_to(tmp_path / "elsewhere")
+    done = run(SHOW, FER_JAX_CACHE=str(tmp_path))
+    assert "is a link" in done.stderr
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root can be another")
+def test_a_user_without_home_and_name_can_run():
+    imported = "from fer_jax.machine import devices, environment"
+    program = SHOW.replace(imported, f"{imported}; import os; os.setuid(12345)")
+    done = run(program, HOME=None, FER_JAX_CACHE=None)
+    assert done.stdout.strip() == "None"
+    assert "there is no home folder" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# ----------------------------------------------------------------------- when it cannot be compiled
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"PATH": "/nowhere", "CXX": "none -x"}, "no C++ compiler (none, c++"),
+        ({"CXX": "/bin/false"}, "/bin/false fails: it does not say why"),
+        ({"FER_JAX_NATIVE": "0"}, ""),
+    ],
+)
+def test_without_the_library_a_line_says_why_and_xla_takes_over(variables, reason, tmp_path):
+    done = run(PROGRAM, **({"FER_JAX_CACHE": str(tmp_path)} | variables))
+    assert done.stdout.split() == ["xla", str(float(2 * 49 * 9 * 16 * 32))]
+    assert (reason in done.stderr) if reason else done.stderr == ""
+    assert done.stderr.count("\n") <= 1
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_it_started(folder, tmp_path, monkeypatch):
+    child = tmp_path / "child"
+    text = f"""#!/bin/sh
+if [ "$1" = --version ]; then echo 1.0; exit; fi
+sleep 300 &
+echo $! > {child}
+wait
+"""
+    monkeypatch.setenv("CXX", script(tmp_path / "hang", text))
+    monkeypatch.setattr(build, "_COMPILE_LIMIT_S", 1)
+    start = time.monotonic()
+    with pytest.raises(build.NativeError, match="hang has not ended after 1 s"):
+        build.library(folder)
+    assert time.monotonic() - start < 60
+    assert list(folder.iterdir()) == []
+    status = Path(f"/proc/{child.read_text().strip()}/status")
+    for _ in range(100):
+        if not status.exists() or "Z (zombie)" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the compiler's child still runs")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("echo 'x.cc:1: error: no such thing' >&2; echo noise; exit 1", "error: no such thing"),
+        ("printf '\\377 oh' >&2; exit 1", "oh"),
+        ("kill -SEGV $$", "Segmentation fault"),
+        ("exit 0", "No such file"),
+    ],
+)
+def test_what_a_compiler_says_is_told_in_one_line(
+    text, reason, folder, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv(
+        "CXX", script(tmp_path / "bad", f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{text}\n')
+    )
+    with pytest.raises(build.NativeError, match=reason) as error:
+        build.library(folder)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert list(folder.iterdir()) == []
+
+
+@needs_library
+def test_a_library_that_ends_the_process_is_not_kept(folder, tmp_path, monkeypatch):
+    source = tmp_path / "trap.cc"
+    source.write_text("__attribute__((constructor)) void f() { __builtin_trap(); }")
+    real = build.find_compiler()[0]
+    text = f"""#!/bin/sh
+if [ "$1" = --version ]; then exec {real} --version; fi
+while [ $# -gt 1 ]; do shift; done
+exec {real} -shared -fPIC {source} -o "$1"
+"""
+    monkeypatch.setenv("CXX", script(tmp_path / "trap", text))
+    with pytest.raises(build.NativeError, match=r"does not work: .* was ended: (Illegal|Trace)"):
+        build.library(folder)
+    assert list(folder.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------- other compilers
+
+COMPILERS = ["g++", "clang++"]
+STRICT = ("-Wall", "-Wextra", "-Werror")
+
+
+def compiler_or_skip(name):
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} here: apt-get install {name.removesuffix('++')}")
+    return path
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_the_source_has_no_warnings(name, tmp_path):
+    path = tmp_path / "native.so"
+    build.compile_library([compiler_or_skip(name)], path, (*build.FLAGS, *STRICT, "-fsyntax-only"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.platform.machine() != "x86_64", reason="levels of x86-64")
+@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "native"])  # vectors of 4, 8 and more
+def test_every_length_of_vector_is_right_and_without_warnings(name, level, tmp_path):
+    path = tmp_path / "native.so"
+    if level == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX2")
+    flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
+    build.compile_library([compiler_or_skip(name)], path, (*flags, f"-march={level}", *STRICT))
+    build._try_out(path)
+
+
+@pytest.mark.slow
+@needs_library
+def test_a_miscompiled_library_is_not_kept(folder, tmp_path, monkeypatch):
+    shutil.copytree(build.SOURCES, tmp_path / "cpp")
+    header = tmp_path / "cpp" / "winograd.h"
+    source = header.read_text()
+    wrong = source.replace("to[1] = d[1] + d[2];", "to[1] = d[1] - d[2];")
+    assert wrong != source
+    header.write_text(wrong)
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "cpp")
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))
+    with pytest.raises(build.NativeError, match=r"does not work.* convolution is wrong: off by"):
+        build.library(folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILERS)
+def test_the_operations_run_clean_under_the_sanitizers(name, tmp_path):
+    """`tests/test_native.py` in a library that ends the process at the first bad access."""
+    compiler = compiler_or_skip(name)
+    runtime = "libasan.so" if name == "g++" else f"libclang_rt.asan-{build.platform.machine()}.so"
+    asan, standard = (
+        subprocess.run(
+            [compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for library in (runtime, "libstdc++.so.6")
+    )
+    if not Path(asan).is_absolute():
+        pytest.skip(f"{name} has no {runtime}")
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1"
+    program = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider"]
+    program += ["tests/test_native.py", "tests/test_depthwise.py", "tests/test_build.py"]
+    done = subprocess.run(
+        [*program, "-k", "float64 or xlas or refused or in_the_library"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "CXX": f"{compiler} {flags}" + (" -shared-libasan" if name == "clang++" else ""),
+            "FER_JAX_CACHE": str(tmp_path),
+            "LD_PRELOAD": f"{asan} {standard}",  # the second one for exceptions
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+            "JAX_PLATFORMS": "cpu",
+        },
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_convolutions_run_in_the_library_where_there_is_a_compiler():
+    compilers = map(shutil.which, ("c++", "g++", "clang++"))
+    off = os.environ.get("FER_JAX_NATIVE") == "0" or jax.default_backend() != "cpu"
+    assert native.available() == (any(compilers) and not off)
+
+
+def test_a_summary_runs_no_compiler(tmp_path):
+    calls = tmp_path / "calls"
+    text = f"#!/bin/sh\necho called >> {calls}\nexit 1\n"
+    arguments = ["--config=experiments/arch02_bs96.py", "--mode=summary"]
+    done = subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=ROOT,
+        env=os.environ
+        | {"CXX": script(tmp_path / "noting", text), "FER_JAX_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "420,199" in done.stdout
+    assert not calls.exists()
