@@ -103,7 +103,8 @@ def _keep_compiled() -> None:
     from fer_jax.machine import environment
 
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(environment.cache_folder()))
+        folder = environment.cache_folder()
+        jax.config.update("jax_compilation_cache_dir", str(folder) if folder else None)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
