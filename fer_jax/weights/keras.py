@@ -11,7 +11,9 @@ import numpy as np
 from flax import traverse_util
 
 from fer_jax import models
+from fer_jax.errors import WeightsError
 from fer_jax.models import summary
+from fer_jax.weights import files
 
 _Path = tuple[str, ...]
 
@@ -48,32 +50,39 @@ _LAYERS: dict[str, dict[str, list[_Path]]] = {
             ("norm2",),
             *((module, f"norm{i}") for module in _MODULES for i in ("_shortcut", "1", "2")),
         ],
-    }
+    },
+    "fully_cnn": {
+        "conv2d": [(f"conv{i}",) for i in range(1, 11)],
+        "batch_normalization": [(f"norm{i}",) for i in range(1, 10)],
+    },
 }
+
+# The fully-CNN's source names its first convolution itself.
+_FIRST = {"image_array": "conv2d"}
 
 
 def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception") -> dict:
-    """Reads a Keras HDF5 file, such as `fer2013_mini_XCEPTION.102-0.66.hdf5` by Arriaga.
+    """Reads a Keras HDF5 file of a network that Arriaga et al. 2017 published for FER2013.
 
+    They are `fer2013_mini_XCEPTION.*.hdf5` (`mini_xception`) and `simple_CNN.*.hdf5` (`fully_cnn`).
     Whole models and weights alone are read, as Keras 2 wrote them and as Keras 3 still does for
     names ending in `.h5`. Layers of one kind are told apart by the number that ends their names
-    (`conv2d_1`, `conv2d_2`, ...), wherever it starts. The published file's seven classes stand in
-    the order of this project's labels.
+    (`conv2d_1`, `conv2d_2`, ...), wherever it starts. The published files' seven classes stand in
+    the order of this project's labels; the networks here prepare pixels as the files need it.
 
     Args:
       path: the file.
-      model_name: the network it belongs to; `mini_xception` is the only one known.
+      model_name: the network it belongs to, `mini_xception` or `fully_cnn`.
 
     Returns:
       Variables for `model.apply`: the collections `params` and `batch_stats`, float32.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is no Keras HDF5 file, or a layer or weight is missing, left over or
-        of the wrong shape; the message names it.
+      WeightsError: if the file is missing, cut off or no Keras HDF5 file, or a layer or weight is
+        missing, left over or of the wrong shape; the message names it.
     """
     if model_name not in _LAYERS:
-        raise ValueError(f"model_name is {model_name!r}; it must be one of {', '.join(_LAYERS)}")
+        raise WeightsError(f"model_name is {model_name!r}; it must be one of {', '.join(_LAYERS)}")
     network = models.MODELS[model_name]()
     shapes: Any = traverse_util.flatten_dict(summary.variable_shapes(network))
     weights = _read(pathlib.Path(path))
@@ -93,15 +102,23 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """Returns the weights of each layer that has any: layer -> weight -> array."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+    files.check(path)
     if not h5py.is_hdf5(path):
-        raise ValueError(f"{path} is not an HDF5 file; `.keras` files are not read, save it as .h5")
+        raise WeightsError(f"{path} is not an HDF5 file, which Keras's weights come in")
+    try:
+        return _read_layers(path)
+    except (OSError, RuntimeError, KeyError) as error:  # what h5py finds where bytes are missing
+        reason = str(error).strip("'\"").splitlines()[0]
+        raise WeightsError(f"{path} is cut off or damaged ({reason}); fetch it again") from error
+
+
+def _read_layers(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     with h5py.File(path) as file:
         group: Any = file.get("model_weights", file)
         if "layer_names" not in group.attrs:
-            raise ValueError(
-                f"{path} is not a Keras weight file: `{group.name}` has no attribute layer_names"
+            raise WeightsError(
+                f"{path} is not a Keras weight file: `{group.name}` has no attribute layer_names "
+                "(`.weights.h5` of Keras 3 is not read; save the whole model with a name in .h5)"
             )
         layers = {}
         for layer in _texts(group.attrs["layer_names"]):
@@ -109,7 +126,11 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
             stored = group[layer]
             for name in _texts(stored.attrs["weight_names"]):
                 if name not in stored:
-                    raise ValueError(f"{path} lacks the dataset {stored.name}/{name}")
+                    raise WeightsError(f"{path} lacks the dataset {stored.name}/{name}")
+                if stored[name].dtype.kind != "f":
+                    raise WeightsError(
+                        f"{path}: {stored.name}/{name} holds {stored[name].dtype}, no floats"
+                    )
                 weights[name.split("/")[-1].split(":")[0]] = stored[name][()]
             if weights:
                 layers[layer] = weights
@@ -127,14 +148,16 @@ def _match_layers(weights: dict, expected: dict[str, list[_Path]], path) -> dict
     for layer in weights:
         match = re.fullmatch(r"(.+?)(?:_(\d+))?", layer)
         kind, number = match.groups() if match else (layer, None)
+        if layer in _FIRST:
+            kind, number = _FIRST[layer], -1
         if kind not in found:
-            raise ValueError(f"{path} has the layer {layer}; expected {', '.join(expected)}")
+            raise WeightsError(f"{path} has the layer {layer}; expected {', '.join(expected)}")
         found[kind].append((int(number or 0), layer))
     matched = {}
     for kind, layers in expected.items():
         names = [name for _, name in sorted(found[kind])]
         if len(names) != len(layers):
-            raise ValueError(
+            raise WeightsError(
                 f"{path} has {len(names)} layers of kind {kind} ({', '.join(names) or 'none'}); "
                 f"expected {len(layers)}"
             )
@@ -145,7 +168,7 @@ def _match_layers(weights: dict, expected: dict[str, list[_Path]], path) -> dict
 def _weight(layer: dict[str, np.ndarray], name: str, weight: str, path) -> np.ndarray:
     """Returns one weight of a layer."""
     if weight not in layer:
-        raise ValueError(f"{path} lacks {name}/{weight}; the layer has {', '.join(layer)}")
+        raise WeightsError(f"{path} lacks {name}/{weight}; the layer has {', '.join(layer)}")
     if weight == "depthwise_kernel":  # [height, width, channels, 1] in Keras
         return np.swapaxes(layer[weight], 2, 3) if layer[weight].ndim == 4 else layer[weight]
     return layer[weight]
@@ -154,7 +177,7 @@ def _weight(layer: dict[str, np.ndarray], name: str, weight: str, path) -> np.nd
 def _checked(array: np.ndarray, expected: jax.ShapeDtypeStruct, name: str, path) -> jax.Array:
     """Returns `array` as float32 if it has the expected shape."""
     if array.shape != expected.shape:
-        raise ValueError(
+        raise WeightsError(
             f"{path}: {name} becomes {array.shape} here; the network needs {expected.shape}"
         )
     return jnp.asarray(array, jnp.float32)
