@@ -106,7 +106,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       WorkdirError: if it cannot be written.
     """
-    data = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file as :func:`write_text` does."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
