@@ -279,7 +279,7 @@ def test_the_published_mini_xception_gives_kerass_output(tmp_path):
     model = models.MODELS["mini_xception"]()
     logits = model.apply(import_keras_hdf5(path), images, train=False)
     published = keras.models.load_model(path, compile=False)
-    expected = published(_keras_images(images), training=False)
+    expected = published([_keras_images(images)], training=False)
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-3, atol=1e-5)
 
 

@@ -4,7 +4,6 @@ import pathlib
 import re
 from typing import Any
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,39 +101,44 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """Returns the weights of each layer that has any: layer -> weight -> array."""
+    try:
+        import h5py
+    except ImportError:
+        raise WeightsError(f"reading {path} takes h5py: install fer-jax[keras]") from None
+
     files.check(path)
     if not h5py.is_hdf5(path):
         raise WeightsError(f"{path} is not an HDF5 file, which Keras's weights come in")
     try:
-        return _read_layers(path)
+        with h5py.File(path) as file:
+            return _read_layers(file, path)
     except (OSError, RuntimeError, KeyError) as error:  # what h5py finds where bytes are missing
         reason = str(error).strip("'\"").splitlines()[0]
         raise WeightsError(f"{path} is cut off or damaged ({reason}); fetch it again") from error
 
 
-def _read_layers(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    with h5py.File(path) as file:
-        group: Any = file.get("model_weights", file)
-        if "layer_names" not in group.attrs:
-            raise WeightsError(
-                f"{path} is not a Keras weight file: `{group.name}` has no attribute layer_names "
-                "(`.weights.h5` of Keras 3 is not read; save the whole model with a name in .h5)"
-            )
-        layers = {}
-        for layer in _texts(group.attrs["layer_names"]):
-            weights = {}
-            stored = group[layer]
-            for name in _texts(stored.attrs["weight_names"]):
-                if name not in stored:
-                    raise WeightsError(f"{path} lacks the dataset {stored.name}/{name}")
-                if stored[name].dtype.kind != "f":
-                    raise WeightsError(
-                        f"{path}: {stored.name}/{name} holds {stored[name].dtype}, no floats"
-                    )
-                weights[name.split("/")[-1].split(":")[0]] = stored[name][()]
-            if weights:
-                layers[layer] = weights
-        return layers
+def _read_layers(file: Any, path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+    group: Any = file.get("model_weights", file)
+    if "layer_names" not in group.attrs:
+        raise WeightsError(
+            f"{path} is not a Keras weight file: `{group.name}` has no attribute layer_names "
+            "(`.weights.h5` of Keras 3 is not read; save the whole model with a name in .h5)"
+        )
+    layers = {}
+    for layer in _texts(group.attrs["layer_names"]):
+        weights = {}
+        stored = group[layer]
+        for name in _texts(stored.attrs["weight_names"]):
+            if name not in stored:
+                raise WeightsError(f"{path} lacks the dataset {stored.name}/{name}")
+            if stored[name].dtype.kind != "f":
+                raise WeightsError(
+                    f"{path}: {stored.name}/{name} holds {stored[name].dtype}, no floats"
+                )
+            weights[name.split("/")[-1].split(":")[0]] = stored[name][()]
+        if weights:
+            layers[layer] = weights
+    return layers
 
 
 def _texts(values) -> list[str]:
