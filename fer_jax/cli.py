@@ -73,6 +73,9 @@ def run(
     except Interrupted as interrupted:
         log.info("%s", interrupted)
         return 128 + interrupted.signum
+    except KeyboardInterrupt:  # while data was fetched or prepared
+        log.error("Stopped by SIGINT: nothing had to be saved yet")
+        return 128 + signal.SIGINT
     except expected as error:
         log.error("launch.py: %s", error)
         return 1

@@ -36,7 +36,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 DTYPES = ("float32", "bfloat16")
 VIEWS = ("none", "flip", "shifts", "ten_crop")  # see fer_jax.tta.views
 AVERAGES = ("probabilities", "logits")  # see fer_jax.tta.average
-DATASETS = ("fer2013", "synthetic_faces")
+DATASETS = ("fer2013", "synthetic_faces", "folder")
 
 
 def get_config() -> Config:

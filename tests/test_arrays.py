@@ -203,12 +203,12 @@ def test_a_partial_set_is_used_only_when_asked_for(tmp_path):
 
 @pytest.mark.usefixtures("no_preparing")
 def test_a_matching_source_is_accepted_and_another_refused(tmp_path):
-    from fer_jax.data.sources import source_sha256
+    from fer_jax.data.sources import recognise
 
     source = make_source(tmp_path)
-    prepare(tmp_path, "csv", source_sha256(source))
+    prepare(tmp_path, "csv", recognise(source).sha256)
     config = config_of(tmp_path, source=str(source))
-    assert load_dataset(config).source_sha256 == source_sha256(source)
+    assert load_dataset(config).source_sha256 == recognise(source).sha256
     source.write_text("emotion,pixels,Usage\nchanged\n")
     with pytest.raises(DataError, match=r"another source .*Remove that folder"):
         load_dataset(config)
@@ -218,10 +218,10 @@ def test_what_is_not_prepared_is_prepared(tmp_path, monkeypatch):
     calls = []
 
     def fake(name, data_dir, size, config=None, source=None):
-        from fer_jax.data.sources import source_sha256
+        from fer_jax.data.sources import recognise
 
-        calls.append((name, config, source))
-        prepare(tmp_path, config, source_sha256(source) if source else "drawn", name)
+        calls.append((name, config, source and str(source)))
+        prepare(tmp_path, config, recognise(source).sha256 if source else "drawn", name)
 
     monkeypatch.setattr(preparing, "_prepare", fake)
     source = str(make_source(tmp_path, "icml_face_data.csv", "emotion, Usage, pixels"))

@@ -1,11 +1,23 @@
 """Every bad input is refused by name; every good one gives the same examples."""
 
+import bz2
+import contextlib
 import gzip
+import hashlib
 import io
+import lzma
+import os
 import random
 import re
+import shutil
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import tarfile
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -13,7 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_jax.data import sources
+from fer_jax.data import files, kaggle, sources
+from fer_jax.data.find import find_source
 from fer_jax.errors import DataError
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "fer2013" / "archive.zip"
@@ -79,7 +92,23 @@ def write_tar(path, members):
 
 
 def read(path):
-    return sources.read_source(path, partial=True)
+    source = sources.recognise(path)
+    return sources.read_source(source, partial=True), source.sha256
+
+
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Checks that Python takes less than 16 MB more than before."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 # Good input
@@ -104,7 +133,7 @@ def test_csv(tmp_path, end):
     assert sources.find_kind(path) == "csv"
     splits, sha256 = read(path)
     check_csv_splits(splits)
-    assert sha256 == sources.source_sha256(path)
+    assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
 
 
 def test_csv_needs_no_last_newline(tmp_path):
@@ -131,7 +160,7 @@ def test_tar_of_the_competition(tmp_path):
     assert sources.find_kind(path) == "csv"
     splits, sha256 = read(path)
     check_csv_splits(splits)
-    assert sha256 == sources.source_sha256(path)
+    assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
 
 
 def check_jpeg_splits(splits):
@@ -153,7 +182,7 @@ def test_zip(tmp_path, prefix):
     assert sources.find_kind(path) == "jpeg"
     splits, sha256 = read(path)
     check_jpeg_splits(splits)
-    assert sha256 == sources.source_sha256(path)
+    assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -163,17 +192,17 @@ def test_folder(tmp_path, nested):
     assert sources.find_kind(path) == "jpeg"
     splits, sha256 = read(path)
     check_jpeg_splits(splits)
-    assert sha256 == sources.source_sha256(path)
+    assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
 
 
 def test_sha256_of_a_folder_sees_every_change(tmp_path):
-    digests = {sources.source_sha256(write_folder(tmp_path / "a", GOOD))}
-    digests.add(sources.source_sha256(write_folder(tmp_path / "b", GOOD)))
+    digests = {sources.recognise(write_folder(tmp_path / "a", GOOD)).sha256}
+    digests.add(sources.recognise(write_folder(tmp_path / "b", GOOD)).sha256)
     assert len(digests) == 1
     renamed = {n.replace("Training_7", "Training_8"): d for n, d in GOOD.items()}
-    digests.add(sources.source_sha256(write_folder(tmp_path / "c", renamed)))
+    digests.add(sources.recognise(write_folder(tmp_path / "c", renamed)).sha256)
     changed = GOOD | {"test/fear/PrivateTest_2.jpg": jpeg_of(9)}
-    digests.add(sources.source_sha256(write_folder(tmp_path / "d", changed)))
+    digests.add(sources.recognise(write_folder(tmp_path / "d", changed)).sha256)
     assert len(digests) == 3
 
 
@@ -198,7 +227,9 @@ BAD_ROWS = {
     "label 2.0": ("2.0" + ROW[1:], "emotion is '2.0'"),
     "label word": ("Fear" + ROW[1:], "emotion is 'Fear'"),
     "label missing": (ROW[1:], "emotion is ''"),
-    "label quoted": ('"2"' + ROW[1:], "emotion is"),
+    "label half quoted": ('"2' + ROW[1:], "a wrong quotation mark"),
+    "label quoted and more": ('"2"2' + ROW[1:], "a wrong quotation mark"),
+    "quote in the middle": ('2"' + ROW[1:], "emotion is '2\"'"),
     "usage unknown": (ROW.replace("PublicTest", "Test"), "Usage is 'Test'"),
     "usage in lower case": (ROW.replace("PublicTest", "publictest"), "Usage is 'publictest'"),
     "usage missing": (ROW.replace("PublicTest", ""), "Usage is ''"),
@@ -214,14 +245,15 @@ BAD_ROWS = {
     "pixel 1e2": ("2," + " ".join(["1e2"] * 2304) + ",PublicTest", "a pixel is '1e2'"),
     "pixel 0x1f": ("2," + " ".join(["0x1f"] * 2304) + ",PublicTest", "a pixel is '0x1f'"),
     "pixel 1_0": ("2," + " ".join(["1_0"] * 2304) + ",PublicTest", "a pixel is '1_0'"),
-    "pixel huge": ("2," + " ".join(["9" * 99] * 2304) + ",PublicTest", "a pixel is '9"),
+    "pixel huge": ("2," + " ".join(["9" * 9] * 2304) + ",PublicTest", "a pixel is '9"),
     "pixel word": (ROW.replace(" ", " x", 1), "a pixel is 'x"),
     "arabic digits": ("2," + " ".join(["٣"] * 2304) + ",PublicTest", "a pixel is"),
     "leading zero": ("2," + " ".join(["07"] * 2304) + ",PublicTest", "a pixel is '07'"),
     "two blanks": (ROW.replace(" ", "  ", 1), "2305 pixels"),
     "tab": (ROW.replace(" ", "\t", 1), "2303 pixels"),
     "semicolons": (ROW.replace(",", ";"), "1 fields"),
-    "quoted": ("2," + '"' + " ".join(["9"] * 2304) + '",PublicTest', "a pixel is '\"9'"),
+    "one field quoted": ('"2,' + ROW[2:] + '"', "1 fields"),
+    "a row of 200 kB": (ROW.replace(" ", " " * 200_000, 1), "over 32768 bytes without"),
     "NUL byte": (ROW.replace(" ", " \0", 1), "a pixel is '\\x00"),
     "NUL row": ("\0" * 100, "1 fields"),
     "carriage return inside": (ROW.replace(" ", "\r", 1), "2303 pixels"),
@@ -242,24 +274,66 @@ def test_bad_row(tmp_path, name):
 
 
 BAD_HEADERS = {
-    "none": ROWS[0],
-    "empty": "",
-    "other order": "pixels,emotion,Usage",
-    "a column more": HEADER + ",id",
-    "a column less": "emotion,pixels",
-    "other name": "emotion,pixels,usage",
-    "twice the same": "emotion,pixels,pixels",
-    "semicolons": "emotion;pixels;Usage",
-    "UTF-16": HEADER.encode("utf-16").decode("latin-1"),
-    "byte-order mark": "\ufeff" + HEADER,
-    "binary": "\0\1\2",
+    "none": (ROWS[0], "has no header; write emotion,pixels,Usage"),
+    "empty": ("", "has no header; write"),
+    "a column more": (HEADER + ",id", "no header of FER2013"),
+    "a column less": ("emotion,pixels", "the competition's train.csv, which does not say"),
+    "other name": ("emotion,pixels,usages", "no header of FER2013"),
+    "twice the same": ("emotion,pixels,pixels", "no header of FER2013"),
+    "semicolons": ("emotion;pixels;Usage", "has fields parted by ';'"),
+    "tabs": ("emotion\tpixels\tUsage", "has fields parted by"),
+    "UTF-16": (HEADER.encode("utf-16").decode("latin-1"), "no header of FER2013"),
+    "binary": ("\0\1\2", "no header of FER2013"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
 def test_bad_header(tmp_path, name):
-    path = write_csv(tmp_path / "fer2013.csv", header=BAD_HEADERS[name])
-    with pytest.raises(DataError, match=r"fer2013\.csv: the header is .* it must be"):
+    header, message = BAD_HEADERS[name]
+    path = write_csv(tmp_path / "fer2013.csv", header=header)
+    with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(message)) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+GOOD_HEADERS = {  # header, kind, how a row is written
+    "as published": (HEADER, "csv", "{e},{p},{u}"),
+    "byte-order mark": ("\ufeff" + HEADER, "csv", "{e},{p},{u}"),
+    "byte-order mark, quoted": ('\ufeff"emotion","pixels","Usage"', "csv", '"{e}","{p}","{u}"'),
+    "quoted as R does": ('"emotion","pixels","Usage"', "csv", '{e},"{p}","{u}"'),
+    "quoted with R's row names": ('"","emotion","pixels","Usage"', "csv", '"7",{e},"{p}","{u}"'),
+    "pandas' index": (",emotion,pixels,Usage", "csv", "7,{e},{p},{u}"),
+    "pandas' index again": ("Unnamed: 0,emotion,pixels,Usage", "csv", "7,{e},{p},{u}"),
+    "other order": ("Usage,pixels,emotion", "csv", "{u},{p},{e}"),
+    "lower case": ("emotion,pixels,usage", "csv", "{e},{p},{u}"),
+    "icml": ("emotion, Usage, pixels", "icml_csv", "{e}, {u}, {p}"),
+    "icml, no blanks": ("emotion,Usage,pixels", "icml_csv", "{e},{u},{p}"),
+    "icml, quoted": ('"emotion", "Usage", "pixels"', "icml_csv", '"{e}", "{u}", "{p}"'),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("tail", ["", "\n", "\r\n\r\n", "  \n"])
+@pytest.mark.parametrize("name", GOOD_HEADERS)
+def test_good_header(tmp_path, name, tail, end):
+    header, kind, form = GOOD_HEADERS[name]
+    fields = [row.split(",") for row in ROWS]
+    rows = [form.format(e=e, p=p, u=u) for e, p, u in fields]
+    path = write_csv(tmp_path / "fer2013.csv", rows, header, end)
+    path.write_bytes(path.read_bytes() + tail.encode())
+    assert sources.find_kind(path) == kind
+    check_csv_splits(read(path)[0])
+
+
+def test_a_row_of_200_mb_is_refused_unread(tmp_path):
+    path = write_csv(tmp_path / "fer2013.csv")
+    with path.open("ab") as file:
+        file.write(b"0,1")
+        file.truncate(200_000_000)  # zeros, which take no room on the disk
+    with (
+        little_memory(),
+        pytest.raises(DataError, match=r"\(line 6\): over 32768 bytes without a line's end"),
+    ):
         read(path)
 
 
@@ -273,7 +347,7 @@ def test_csv_without_a_split(tmp_path, missing):
 def test_empty_csv(tmp_path):
     path = tmp_path / "fer2013.csv"
     path.touch()
-    with pytest.raises(DataError, match="the header is ''"):
+    with pytest.raises(DataError, match=r"is empty \(0 bytes\)"):
         read(path)
     with pytest.raises(DataError, match="no example"):
         read(write_csv(path, []))
@@ -301,7 +375,6 @@ BAD_MEMBERS = {
     "colour": (NAME, jpeg_of(mode="RGB"), "colour mode RGB"),
     "CMYK": (NAME, jpeg_of(mode="CMYK"), "colour mode CMYK"),
     "class unknown": ("train/bored/Training_8.jpg", jpeg_of(), "unknown class 'bored'"),
-    "class in capitals": ("train/Angry/Training_8.jpg", jpeg_of(), "unknown class 'Angry'"),
     "no class": ("train/Training_8.jpg", jpeg_of(), "is not <train|test>"),
     "too deep": ("train/angry/more/Training_8.jpg", jpeg_of(), "not"),
     "no number": ("train/angry/Training_.jpg", jpeg_of(), "is not <train|test>"),
@@ -310,6 +383,7 @@ BAD_MEMBERS = {
     "usage unknown": ("test/angry/Test_8.jpg", jpeg_of(), "is not <train|test>"),
     "extension": ("train/angry/Training_8.png", jpeg_of(), "is not <train|test>"),
     "line break": ("train/angry/Training_8.jpg\n", jpeg_of(), "is not <train|test>"),
+    "valid of the wrong usage": ("valid/angry/PrivateTest_8.jpg", jpeg_of(), "belongs into test/"),
     "stray file": ("train/angry/notes.txt", b"x", "is not <train|test>"),
     "test in train": ("train/angry/PublicTest_8.jpg", jpeg_of(), "PublicTest belongs into test/"),
     "train in test": ("test/angry/Training_8.jpg", jpeg_of(), "Training belongs into train/"),
@@ -347,23 +421,15 @@ def test_mirror_without_a_split(tmp_path, missing):
         read(write_folder(tmp_path / "archive", members))
 
 
-def test_zip_of_something_else(tmp_path):
-    with pytest.raises(DataError, match=r"must hold folders train and test.*there are none"):
-        read(write_zip(tmp_path / "a.zip", {"x.txt": b"x"}))
-    with pytest.raises(DataError, match="there are none"):
-        read(write_zip(tmp_path / "b.zip", {}))
-    with pytest.raises(DataError, match="there are none"):
-        read(write_zip(tmp_path / "c.zip", {"train/": b"", "train/angry/": b"", "test/": b""}))
-    with pytest.raises(DataError, match="they are in 'a/', 'b/'"):
-        read(write_zip(tmp_path / "d.zip", {f"{r}/{n}": d for r in "ab" for n, d in GOOD.items()}))
+def test_two_roots(tmp_path):
+    twice = {f"{root}/{name}": data for root in "ab" for name, data in GOOD.items()}
+    for path in (write_zip(tmp_path / "d.zip", twice), write_folder(tmp_path / "d", twice)):
+        with pytest.raises(DataError, match="below both 'a/' and 'b/'; keep one"):
+            read(path)
 
 
-def test_folder_of_something_else(tmp_path):
-    with pytest.raises(DataError, match="there are none"):
-        read(tmp_path)
-    (tmp_path / "train" / "angry").mkdir(parents=True)
-    with pytest.raises(DataError, match="no example of the split train"):
-        read(tmp_path)
+def test_folder_with_a_broken_link(tmp_path):
+    write_folder(tmp_path, GOOD)
     (tmp_path / "train" / "angry" / "Training_1.jpg").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"Training_1\.jpg' is not a file"):
         read(tmp_path)
@@ -416,7 +482,7 @@ def test_truncated_archive(tmp_path, form, share):
         data = write_csv(tmp_path / "x.csv").read_bytes()
         write_tar(path, {"fer2013/fer2013.csv": data})
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(DataError, match="not a whole"):
+    with pytest.raises(DataError, match=r"not a whole|is empty|no header"):
         read(path)
 
 
@@ -439,26 +505,8 @@ def test_damaged_archives_never_crash(tmp_path):
             assert sum(len(labels) for _, labels, _ in splits.values()) == 4
 
 
-BAD_TARS = {
-    "not gzip": (b"plain text", "not a whole"),
-    "gzip of no tar": (gzip.compress(b"plain text" * 100), "not a whole"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_TARS)
-def test_bad_tar(tmp_path, name):
-    path = tmp_path / "fer2013.tar.gz"
-    path.write_bytes(BAD_TARS[name][0])
-    with pytest.raises(DataError, match=BAD_TARS[name][1]):
-        read(path)
-
-
 def test_tar_members(tmp_path):
     path = tmp_path / "fer2013.tar.gz"
-    with pytest.raises(DataError, match=r"one fer2013\.csv, but holds 0"):
-        read(write_tar(path, {"other.csv": b""}))
-    with pytest.raises(DataError, match=r"one fer2013\.csv, but holds 2"):
-        read(write_tar(path, {"a/fer2013.csv": b"", "b/fer2013.csv": b""}))
     with pytest.raises(DataError, match="leads out"):
         read(write_tar(path, {"../fer2013.csv": b""}))
     with tarfile.open(path, "w:gz") as archive:
@@ -469,25 +517,21 @@ def test_tar_members(tmp_path):
         read(path)
 
 
-def test_bad_paths(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        read(tmp_path / "nowhere.zip")
-    (tmp_path / "fer2013.parquet").touch()
-    with pytest.raises(DataError, match=r"ends in \.zip, \.tar\.gz, \.tgz or \.csv"):
-        read(tmp_path / "fer2013.parquet")
-
-
 # Fuzzing
 
 
 def expected_row(line):
     """An independent reading of a row: (usage, label, pixels) or None where it is not valid."""
     number = "(?:0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])"
-    pattern = rf" *([0-6]) *, *({number}(?: {number}){{2303}}) *, *(\w+) *\r?\n?"
-    match = re.fullmatch(pattern, line.decode("latin-1"), re.ASCII)
-    if match is None or match[3] not in ("Training", "PublicTest", "PrivateTest"):
+    contents = ("[0-6]", rf"{number}(?: {number}){{2303}}", r"\w+")
+    fields = ",".join(rf' *(?:({content}) *|" *({content}) *")' for content in contents)
+    match = re.fullmatch(rf"{fields}\r?\n?", line.decode("latin-1"), re.ASCII)
+    if match is None:
         return None
-    return match[3], int(match[1]), bytes(int(p) for p in match[2].split(" "))
+    label, pixels, usage = (match[i] or match[i + 1] for i in (1, 3, 5))
+    if usage not in ("Training", "PublicTest", "PrivateTest"):
+        return None
+    return usage, int(label), bytes(int(p) for p in pixels.split(" "))
 
 
 def mutate(rng, line):
@@ -515,8 +559,9 @@ def mutate(rng, line):
 
 def test_10000_fuzzed_rows():
     rng = random.Random(0)
-    columns = ("emotion", "pixels", "Usage")
+    columns = ("emotion", "pixels", "usage")
     lines = [row.encode() for row in ROWS]
+    lines += [b",".join(b'"%s"' % field for field in line.split(b",")) for line in lines]
     outcomes = {True: 0, False: 0}
     for i in range(10_000):
         line = mutate(rng, rng.choice(lines))
@@ -539,6 +584,8 @@ def test_fuzzed_files_drop_nothing(tmp_path):
             rows[place] = mutate(rng, rows[place])
         valid = all(expected_row(row) for row in rows)
         path = write_csv(tmp_path / "fer2013.csv", rows)
+        if not rows[-1].strip():  # an empty line at the end is none
+            continue
         if valid:
             assert sum(len(labels) for _, labels, _ in read(path)[0].values()) == len(rows)
         else:
@@ -546,61 +593,442 @@ def test_fuzzed_files_drop_nothing(tmp_path):
                 read(path)
 
 
+# Recognised by what they hold
+
+
+def csv_bytes(header=HEADER, rows=ROWS):
+    return "\n".join([header, *rows, ""]).encode()
+
+
+def icml_bytes():
+    rows = [", ".join(np.array(row.split(","))[[0, 2, 1]]) for row in ROWS]
+    return csv_bytes("emotion, Usage, pixels", rows)
+
+
+def zip_bytes(members, prefix=""):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(prefix + name, data)
+    return buffer.getvalue()
+
+
+def tar_bytes(members, mode="w"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+COMPETITION = {
+    "fer2013/README": b"read me",
+    "fer2013/fer2013.csv": csv_bytes(),
+    "fer2013/fer2013.bib": b"@article{}",
+}
+NO_USAGE = csv_bytes("emotion,pixels", [row.rsplit(",", 1)[0] for row in ROWS])
+NO_LABEL = csv_bytes("pixels", [row.split(",")[1] for row in ROWS])
+DOWNLOADED = {  # what the competition's page gives
+    "example_submission.csv": b"emotion\n0\n",
+    "fer2013.tar.gz": tar_bytes(COMPETITION, "w:gz"),
+    "icml_face_data.csv": icml_bytes(),
+    "test.csv": NO_LABEL,
+    "train.csv": NO_USAGE,
+}
+LITTER = {
+    "train/angry/Thumbs.db": b"x",
+    "train/angry/desktop.ini": b"x",
+    "train/.DS_Store": b"x",
+    "__MACOSX/train/angry/._Training_7.jpg": b"x",
+    "README.md": b"x",
+}
+SHOUTED = {
+    name.replace(".jpg", ".JPG").replace("train/a", "train/A"): d for name, d in GOOD.items()
+}
+VALID_APART = {name.replace("test/sad", "valid/sad"): data for name, data in GOOD.items()}
+
+GOOD_FILES = {  # name, content, kind
+    "csv without ending": ("fer2013", csv_bytes(), "csv"),
+    "csv of another name": ("data.txt", csv_bytes(), "csv"),
+    "csv named .zip": ("archive.zip", csv_bytes(), "csv"),
+    "csv.gz": ("fer2013.csv.gz", gzip.compress(csv_bytes()), "csv"),
+    "csv.bz2": ("fer2013.csv.bz2", bz2.compress(csv_bytes()), "csv"),
+    "csv.xz": ("fer2013.csv.xz", lzma.compress(csv_bytes()), "csv"),
+    "csv.zip": ("fer2013.csv.zip", zip_bytes({"fer2013.csv": csv_bytes()}), "csv"),
+    "icml csv": ("a.csv", icml_bytes(), "icml_csv"),
+    "icml csv in a zip": ("a.zip", zip_bytes({"icml_face_data.csv": icml_bytes()}), "icml_csv"),
+    "archive.zip of a CSV": ("archive.zip", zip_bytes({"fer2013.csv": csv_bytes()}), "csv"),
+    "archive.zip of a folder": ("archive.zip", zip_bytes(COMPETITION), "csv"),
+    "tar.gz": ("fer2013.tar.gz", tar_bytes(COMPETITION, "w:gz"), "csv"),
+    "tar.bz2": ("fer2013.tar.bz2", tar_bytes(COMPETITION, "w:bz2"), "csv"),
+    "tar.xz": ("fer2013.tar.xz", tar_bytes(COMPETITION, "w:xz"), "csv"),
+    "tar": ("fer2013.tar", tar_bytes(COMPETITION), "csv"),
+    "tar without ending": ("fer2013", tar_bytes(COMPETITION), "csv"),
+    "tar.gz named .csv": ("fer2013.csv", tar_bytes(COMPETITION, "w:gz"), "csv"),
+    "tar of ./": ("fer2013.tar", tar_bytes({f"./{n}": d for n, d in COMPETITION.items()}), "csv"),
+    "TAR.GZ": ("FER2013.TAR.GZ", tar_bytes(COMPETITION, "w:gz"), "csv"),
+    "competition's zip": ("challenges.zip", zip_bytes(DOWNLOADED), "csv"),
+    "mirror": ("archive.zip", zip_bytes(GOOD), "jpeg"),
+    "ARCHIVE.ZIP": ("ARCHIVE.ZIP", zip_bytes(GOOD), "jpeg"),
+    "zip named .csv": ("fer2013.csv", zip_bytes(GOOD), "jpeg"),
+    "mirror deeper": ("archive.zip", zip_bytes(GOOD, "a/b/"), "jpeg"),
+    "mirror in a tar": ("archive.tar", tar_bytes(GOOD), "jpeg"),
+    "mirror in a tar.gz": ("archive.tgz", tar_bytes(GOOD, "w:gz"), "jpeg"),
+    "zip in a zip": ("a.zip", zip_bytes({"archive.zip": zip_bytes(GOOD)}), "jpeg"),
+    "zip in a tar.gz": ("a.tgz", tar_bytes({"archive.zip": zip_bytes(GOOD)}, "w:gz"), "jpeg"),
+    "backslashes": (
+        "archive.zip",
+        zip_bytes({name.replace("/", "\\"): data for name, data in GOOD.items()}),
+        "jpeg",
+    ),
+    "capitals": ("archive.zip", zip_bytes(SHOUTED), "jpeg"),
+    "valid apart": ("archive.zip", zip_bytes(VALID_APART), "jpeg"),
+    "litter": ("archive.zip", zip_bytes(GOOD | LITTER), "jpeg"),
+    "mirror beside a CSV": ("archive.zip", zip_bytes(GOOD | {"a.csv": csv_bytes()}), "jpeg"),
+    "a bad one beside": ("a.zip", zip_bytes({"a.zip": b"PK\3\4", "f.csv": csv_bytes()}), "csv"),
+}
+
+
+def check_any(path, kind):
+    source = sources.recognise(path)
+    assert source.kind == kind
+    splits = sources.read_source(source, partial=True)
+    (check_jpeg_splits if kind == "jpeg" else check_csv_splits)(splits)
+    return source
+
+
+@pytest.mark.parametrize("name", GOOD_FILES)
+def test_good_file(tmp_path, name):
+    file, data, kind = GOOD_FILES[name]
+    path = tmp_path / file
+    path.write_bytes(data)
+    source = check_any(path, kind)
+    assert source.path == path
+    assert source.sha256 == hashlib.sha256(data).hexdigest()
+
+
+GOOD_FOLDERS = {  # members, kind, what of it is the source
+    "left by tar xzf": (COMPETITION, "csv", "fer2013/fer2013.csv"),
+    "one lower": ({n.split("/")[1]: d for n, d in COMPETITION.items()}, "csv", "fer2013.csv"),
+    "of the competition": (DOWNLOADED, "csv", "fer2013.tar.gz"),
+    "with archive.zip": ({"archive.zip": zip_bytes(GOOD)}, "jpeg", "archive.zip"),
+    "with a bad file": (
+        {"archive.zip": b"<html>", "a/fer2013.csv": csv_bytes(), "b.csv": b"PK\3\4"},
+        "csv",
+        "a/fer2013.csv",
+    ),
+    "mirror": (GOOD | LITTER, "jpeg", ""),
+    "mirror deeper": ({f"a/b/{n}": d for n, d in GOOD.items()}, "jpeg", ""),
+    "mirror in capitals": (SHOUTED, "jpeg", ""),
+    "mirror and archive.zip": (GOOD | {"archive.zip": zip_bytes(GOOD)}, "jpeg", ""),
+    "icml": (
+        {"icml_face_data.csv": icml_bytes(), "train.csv": NO_USAGE},
+        "icml_csv",
+        "icml_face_data.csv",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_FOLDERS)
+def test_good_folder(tmp_path, name):
+    members, kind, inside = GOOD_FOLDERS[name]
+    folder = write_folder(tmp_path / "source", members)
+    assert check_any(folder, kind).path == folder / inside
+    assert check_any(Path(f"{folder}/"), kind).path == folder / inside
+
+
+PNG = jpeg_of(kind="png")
+FOREIGN_FILES = {  # content, what it is, what to do
+    "empty": (b"", "is empty (0 bytes)", "download it again"),
+    "zeros": (bytes(5000), "holds only zeros", "download it again"),
+    "web page": (b"\n<!DOCTYPE html><html>", "is a web page", "where you are logged in"),
+    "web page without doctype": (b"<html><body>", "is a web page", "where you are logged in"),
+    "server's JSON": (b'{"code":403}', "is JSON", "download it again"),
+    "server's XML": (b'<?xml version="1.0"?><Error>', "is XML", "download it again"),
+    "Git LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "is a Git LFS pointer",
+        "git lfs pull",
+    ),
+    "git-annex pointer": (b"/annex/objects/SHA256E-s1--0.zip\n", "git-annex", "git annex get"),
+    "Parquet": (b"PAR1" + bytes(99), "is a Parquet file", "save it as CSV"),
+    "Arrow": (b"ARROW1\0\0", "is an Arrow file", "save it as CSV"),
+    "npy": (b"\x93NUMPY\1\0", "is a NumPy file", "save it as CSV"),
+    "npz": (zip_bytes({"x.npy": b"\x93NUMPY\1\0"}), "'x.npy' is a NumPy file", "save it as CSV"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file", "save it as CSV"),
+    "pickle": (b"\x80\x04\x95", "is a Python pickle", "save it as CSV"),
+    "RAR": (b"Rar!\x1a\7\0", "is a RAR archive", "unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive", "unpack it"),
+    "zstd": (b"\x28\xb5\x2f\xfd", "is a Zstandard archive", "unpack it"),
+    "one picture": (jpeg_of(), "is one JPEG picture", "archive.zip"),
+    "UTF-16": (csv_bytes().decode().encode("utf-16"), "is text in UTF-16", "save it as UTF-8"),
+    "train.csv": (NO_USAGE, "the competition's train.csv", "take icml_face_data.csv"),
+    "test.csv": (NO_LABEL, "test.csv, which has no labels", "take icml_face_data.csv"),
+    "a submission": (b"emotion\n0\n1\n", "labels without pixels", "take icml_face_data.csv"),
+    "train.csv in a zip": (
+        zip_bytes({"train.csv": NO_USAGE}),
+        "is the competition's",
+        "icml_face_data",
+    ),
+    "FER+": (
+        b"Usage,Image name,neutral,happiness,surprise\nTraining,fer0000000.png,4,0,0\n",
+        "fer2013new.csv of FER+, votes without pixels",
+        "archive.zip",
+    ),
+    "another table": (b"a,b\n1,2\n", "its first line is 'a,b'", "archive.zip"),
+    "cut zip": (zip_bytes(GOOD)[:-40], "not a whole zip file", "download it again"),
+    "cut gzip": (gzip.compress(csv_bytes())[:15], "not a whole gzip file", "download it again"),
+    "zip of nothing": (zip_bytes({}), "holds no FER2013, but nothing", "archive.zip"),
+    "zip of something": (zip_bytes({"x.txt": b"x"}), "holds no FER2013, but 'x.txt'", "archive"),
+    "tar of something": (tar_bytes({"x.txt": b"x"}), "holds no FER2013, but 'x.txt'", "archive"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_FILES)
+@pytest.mark.parametrize("file", ["archive.zip", "fer2013.csv", "fer2013"])
+def test_foreign_file(tmp_path, name, file):
+    data, what, advice = FOREIGN_FILES[name]
+    path = tmp_path / file
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        sources.recognise(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert what in message
+    assert advice in message.split(what)[1]
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+FOREIGN_TREES = {
+    "PNG mirror": ("train/angry/im0.png", "has lost the numbers"),
+    "PNG mirror lower": ("archive/test/sad/im12.png", "has lost the numbers"),
+    "FER+": ("data/FER2013Train/fer0000000.png", "the pictures of FER+"),
+    "RAF-DB": ("DATASET/train/1/train_00001_aligned.jpg", "is RAF-DB"),
+    "RAF-DB as published": ("basic/EmoLabel/list_patition_label.txt", "is RAF-DB"),
+    "AffectNet": ("val_set/annotations/0_exp.npy", "is AffectNet"),
+    "AffectNet on Kaggle": ("Train/anger/image0000006.jpg", "is AffectNet"),
+    "CK+": ("CK+48/anger/S010_004_00000017.png", "is CK+"),
+    "JAFFE": ("jaffe/KA.AN1.39.tiff", "is JAFFE"),
+    "KDEF": ("KDEF/AF01/AF01ANS.JPG", "is KDEF"),
+    "other pictures": ("train/angry/0001.png", "without FER2013's names"),
+    "a mirror renamed": ("train/angry/1.jpg", "without FER2013's names"),
+    "nothing of all": ("notes/todo.txt", "holds no FER2013, but 'notes/todo.txt'"),
+}
+
+
+@pytest.mark.parametrize("form", ["zip", "folder", "tar"])
+@pytest.mark.parametrize("name", FOREIGN_TREES)
+def test_foreign_tree(tmp_path, name, form):
+    member, what = FOREIGN_TREES[name]
+    data = b"some text" if member.endswith(".txt") else PNG
+    path = tmp_path / "source"
+    if form == "folder":
+        write_folder(path, {member: data})
+    else:
+        path.write_bytes((zip_bytes if form == "zip" else tar_bytes)({member: data}))
+    with pytest.raises(DataError, match=f"{path} .*{re.escape(what)}") as caught:
+        sources.recognise(path)
+    assert "msambare/fer2013" in str(caught.value)
+    assert "--config.data.name=folder" in str(caught.value)
+
+
+def test_an_archive_in_too_many_others(tmp_path):
+    data = csv_bytes()
+    for _ in range(6):
+        data = gzip.compress(data)
+    (tmp_path / "a.gz").write_bytes(data)
+    with pytest.raises(DataError, match="in too many others; unpack it"):
+        sources.recognise(tmp_path / "a.gz")
+
+
+@pytest.mark.parametrize("form", ["gzip", "zip", "tar.gz", "zip in zip"])
+def test_bombs_are_refused_in_constant_memory(tmp_path, form, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 2**22)
+    rows = csv_bytes() + (b" " * 1000 + b"\n") * 2**14
+    data = {
+        "gzip": lambda: gzip.compress(rows),
+        "zip": lambda: zip_bytes({"fer2013.csv": rows}),
+        "tar.gz": lambda: tar_bytes({"fer2013.csv": rows}, "w:gz"),
+        "zip in zip": lambda: zip_bytes({"a.zip": zip_bytes(GOOD) + bytes(2**24)}),
+    }[form]()
+    path = tmp_path / "bomb"
+    path.write_bytes(data)
+    with little_memory(), pytest.raises(DataError, match="unpacks to over 4194304 bytes"):
+        read(path)
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "fer2013.csv")
+    with pytest.raises(DataError, match=r"cannot read .*: File name too long"):
+        sources.recognise(tmp_path / ("x" * 300))
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files.io, "FileIO", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*fer2013\.csv: Permission denied"):
+        sources.recognise(path)
+
+
 # Where a source is looked for
 
 
+@pytest.fixture(autouse=True)
+def kaggle_folder(tmp_path, monkeypatch):
+    """An empty cache of kagglehub, and a server that refuses every connection."""
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    return tmp_path / "kagglehub" / "datasets" / "msambare" / "fer2013"
+
+
 @pytest.fixture
-def kaggle(monkeypatch):
-    """Replaces kagglehub's download; set `answer` to a path or an exception."""
-    import kagglehub
-
-    class Kaggle:
-        answer: object = ConnectionError("no network")
-        asked = ()
-
-        def download(self, handle):
-            self.asked += (handle,)
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return self.answer
-
-    fake = Kaggle()
-    monkeypatch.setattr(kagglehub, "dataset_download", fake.download)
-    return fake
+def manual(tmp_path):
+    folder = tmp_path / "data" / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    return folder
 
 
-def test_manual_folder_comes_first(tmp_path, kaggle):
-    manual = tmp_path / "downloads" / "manual"
-    manual.mkdir(parents=True)
+def test_manual_folder_comes_first(tmp_path, manual):
     csv = write_csv(manual / "fer2013.csv")
-    assert sources.find_source(tmp_path) == csv
+    assert find_source(tmp_path / "data").path == csv
     archive = write_zip(manual / "archive.zip", GOOD)
-    assert sources.find_source(tmp_path) == archive
-    assert sources.find_source(tmp_path, "csv") == csv
-    assert kaggle.asked == ()
+    assert find_source(tmp_path / "data").path == archive
+    assert find_source(tmp_path / "data", "csv").path == csv
 
 
-def test_kagglehub_comes_next(tmp_path, kaggle):
-    kaggle.answer = str(tmp_path / "cache")
-    assert sources.find_source(tmp_path) == tmp_path / "cache"
-    assert kaggle.asked == ("msambare/fer2013",)
+MANUAL = {  # what lies in the manual folder, and what of it is taken
+    "a folder with the archive": ({"fer2013/archive.zip": zip_bytes(GOOD)}, "fer2013/archive.zip"),
+    "a folder with the CSV": ({"fer2013/fer2013.csv": csv_bytes()}, "fer2013/fer2013.csv"),
+    "the mirror": ({f"fer2013/{n}": d for n, d in GOOD.items()}, "fer2013"),
+    "the mirror as archive": ({f"archive/{n}": d for n, d in GOOD.items()}, "archive"),
+    "in capitals": ({"FER2013.TAR.GZ": DOWNLOADED["fer2013.tar.gz"]}, "FER2013.TAR.GZ"),
+    "a second download": ({"archive (1).zip": zip_bytes(GOOD)}, "archive (1).zip"),
+    "the competition's": (
+        {"facial-expression-recognition.zip": zip_bytes(DOWNLOADED)},
+        "facial-expression-recognition.zip",
+    ),
+    "a bad one first": (
+        {"archive.zip": b"<html>", "fer2013/x.txt": b"x", "fer2013.csv": csv_bytes()},
+        "fer2013.csv",
+    ),
+    "another data set's beside": (
+        {"archive.zip": zip_bytes({"cats/1.png": PNG}), "fer2013/archive.zip": zip_bytes(GOOD)},
+        "fer2013/archive.zip",
+    ),
+}
 
 
-def test_the_error_names_three_ways_and_the_quickstart(tmp_path, kaggle):
+@pytest.mark.parametrize("name", MANUAL)
+def test_manual_folder(tmp_path, manual, name):
+    members, taken = MANUAL[name]
+    write_folder(manual, members)
+    assert find_source(tmp_path / "data").path == manual / taken
+
+
+def test_the_error_names_three_ways_and_the_quickstart(tmp_path, manual):
+    write_folder(manual, {"archive.zip": b"<html>"})
     with pytest.raises(DataError) as caught:
-        sources.find_source(tmp_path)
+        find_source(tmp_path / "data")
     message = str(caught.value)
     for words in (
         "--config.data.source=PATH",
-        str(tmp_path / "downloads" / "manual"),
+        str(manual),
         "kagglehub",
-        "ConnectionError: no network",
+        "It said: ProxyError",
+        f"What is there is not FER2013: {manual / 'archive.zip'} is a web page",
         "uv run launch.py --config=experiments/quickstart.py",
     ):
         assert words in message
     with pytest.raises(DataError, match="kagglehub has no source of kind csv"):
-        sources.find_source(tmp_path, "csv")
-    assert len(kaggle.asked) == 1
+        find_source(tmp_path / "data", "csv")
+
+
+@pytest.mark.parametrize("where", [".", "versions/1"])
+def test_what_kagglehub_has_is_used_without_a_network(tmp_path, kaggle_folder, where):
+    write_folder_deep(kaggle_folder / where, GOOD)
+    (kaggle_folder / "1.complete").touch()
+    assert find_source(tmp_path).path == kaggle_folder / where
+
+
+def test_the_newest_complete_version_is_used(tmp_path, kaggle_folder):
+    for version in (2, 9, 10, 11):
+        write_folder_deep(kaggle_folder / "versions" / str(version), GOOD)
+        if version < 11:  # 11 is still being unpacked
+            (kaggle_folder / f"{version}.complete").touch()
+    assert find_source(tmp_path).path == kaggle_folder / "versions" / "10"
+
+
+def test_a_cut_copy_is_named_with_its_repair(tmp_path, kaggle_folder):
+    folder = kaggle_folder / "versions" / "1"
+    (kaggle_folder / "1.complete").parent.mkdir(parents=True)
+    (kaggle_folder / "1.complete").touch()
+    repair = re.escape(f"It is a cut download: remove {folder}, and the next run fetches it again")
+    write_folder_deep(folder, GOOD)
+    with pytest.raises(DataError, match=repair) as caught:
+        sources.read_source(find_source(tmp_path), partial=False)
+    assert "partial" not in str(caught.value)
+    write_folder_deep(folder, GOOD | {"train/angry/Training_9.jpg": b""})
+    with pytest.raises(DataError, match=f"has 0 bytes.*{repair}"):
+        sources.read_source(find_source(tmp_path), partial=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match=repair):
+        find_source(tmp_path)
+
+
+def write_folder_deep(path, members):
+    path.mkdir(parents=True, exist_ok=True)
+    return write_folder(path, members)
+
+
+@pytest.fixture
+def silent_server():
+    """Accepts connections and never answers; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers(tmp_path, monkeypatch, silent_server, caplog):
+    monkeypatch.setenv("HTTPS_PROXY", silent_server)
+    monkeypatch.setattr(kaggle, "_SILENCE_S", 0.5)
+    start = time.perf_counter()
+    with (
+        caplog.at_level("INFO", "fer_jax"),
+        pytest.raises(DataError, match=r"It said: .*[Tt]imed? ?out"),
+    ):
+        find_source(tmp_path)
+    assert time.perf_counter() - start < 10
+    assert "Fetching FER2013 (60 MB) from kaggle.com" in caplog.text
+
+
+def test_ctrl_c_while_fetching_ends_it_at_once(tmp_path, silent_server):
+    code = """
+import logging, signal, sys
+from types import SimpleNamespace
+from fer_jax.data import load_dataset
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+signal.signal(signal.SIGINT, lambda *_: None)  # as a run does, which saves first
+try:
+    load_dataset(SimpleNamespace(name="fer2013", source=None, data_dir=sys.argv[1], partial=False))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "data")],
+        env=os.environ | {"HTTPS_PROXY": silent_server},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    assert "Fetching" in process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (0, "interrupted\n", "")
 
 
 # The real thing
@@ -609,8 +1037,9 @@ def test_the_error_names_three_ways_and_the_quickstart(tmp_path, kaggle):
 @pytest.mark.slow
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"{ARCHIVE} is not there")
 def test_real_archive():
-    splits, sha256 = sources.read_source(ARCHIVE, partial=False)
-    assert sha256 == "c1c963e34ae883887951ed311b16c31db087297bdca16a3106f846626ff54a4e"
+    source = sources.recognise(ARCHIVE)
+    splits = sources.read_source(source, partial=False)
+    assert source.sha256 == "c1c963e34ae883887951ed311b16c31db087297bdca16a3106f846626ff54a4e"
     for split, counts in sources.COUNTS.items():
         images, labels, _ = splits[split]
         assert images.shape == (sum(counts), 48, 48, 1)

@@ -19,8 +19,8 @@ __all__ = [
 
 
 def register() -> None:
-    """Registers the TFDS builders, for `tfds.load("fer2013")` and `tfds.load("synthetic_faces")`.
+    """Registers the TFDS builders: `tfds.load("fer2013")`, `"synthetic_faces"` and `"folder"`.
 
     Importing `fer_jax.data.fer2013` alone does the same for that one.
     """
-    from fer_jax.data import fer2013, synthetic_faces  # noqa: F401 - a definition registers itself
+    from fer_jax.data import fer2013, folder, synthetic_faces  # noqa: F401 - a definition registers itself

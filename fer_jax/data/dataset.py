@@ -7,7 +7,7 @@ import numpy as np
 from fer_jax.labels import CLASSES
 
 # Of the prepared files, by data set; raise one when its arrays or their metadata change.
-VERSIONS = {"fer2013": "1.1.0", "synthetic_faces": "1.1.0"}
+VERSIONS = {"fer2013": "1.1.0", "folder": "1.0.0", "synthetic_faces": "1.1.0"}
 
 type Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids: see Split
 

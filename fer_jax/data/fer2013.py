@@ -11,6 +11,7 @@ from fer_jax.data import sources
 from fer_jax.data.arrays import open_arrays
 from fer_jax.data.builder import ArraysMixin
 from fer_jax.data.dataset import VERSIONS, Examples
+from fer_jax.data.find import find_source
 from fer_jax.errors import DataError
 
 _DESCRIPTIONS = {
@@ -49,18 +50,23 @@ class Fer2013(ArraysMixin, tfds.core.GeneratorBasedBuilder):
         """Reads and checks the source."""
         config = str(self.builder_config_name)
         kind = config.removesuffix(sources.PARTIAL)
-        source = self._source or sources.find_source(Path(self.data_dir_root), kind)
-        found = sources.find_kind(source)
-        if found != kind:
+        source = self._find(kind)
+        if source.kind != kind:
             raise DataError(
-                f"{source} is of kind {found}, but the config is {config}: "
-                f"use fer2013/{config.replace(kind, found, 1)}"
+                f"{source.path} is of kind {source.kind}, but the config is {config}: "
+                f"use fer2013/{config.replace(kind, source.kind, 1)}"
             )
-        return sources.read_source(source, partial=config != kind)
+        return sources.read_source(source, partial=config != kind), source.sha256
+
+    def _find(self, kind: str) -> sources.Source:
+        if self._source is not None:
+            return sources.recognise(self._source)
+        return find_source(Path(self.data_dir_root), kind)
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """Prepares the dataset; refuses one that was prepared from another source."""
+        """Prepares the data set; refuses one that was prepared from another source."""
         super().download_and_prepare(**kwargs)
         if self._source is not None:
             folder = Path(self.data_dir)
-            sources.check_source(open_arrays(folder / "arrays"), self._source, folder)
+            dataset = open_arrays(folder / "arrays")
+            sources.check_source(dataset, sources.recognise(self._source), folder)

@@ -30,7 +30,8 @@ def load_dataset(config: Any) -> Dataset:
     """Opens a data set, preparing it first where that has not been done.
 
     Without a source, a prepared `fer2013` is used if there is one (of several kinds: the first
-    in the order of `sources.KINDS`), else a source is looked for (see `sources.find_source`).
+    in the order of `sources.KINDS`), else a source is looked for (see `find.find_source`). Of
+    `folder`, faces of one's own, the only prepared one is used without a source.
 
     Args:
       config: `config.data` with the fields `name`, `source`, `data_dir` and `partial`.
@@ -49,6 +50,8 @@ def load_dataset(config: Any) -> Dataset:
     data_dir = data_dir.absolute()
     if config.name == "fer2013":
         return _load_fer2013(data_dir, config.source, config.partial)
+    if config.name == "folder":
+        return _load_folder(data_dir, config.source)
     if config.source is not None:
         raise DataError(f"config.data.source is {config.source!r}, but {config.name} is drawn")
     folder = data_dir / config.name / VERSIONS[config.name]
@@ -58,26 +61,47 @@ def load_dataset(config: Any) -> Dataset:
     return open_arrays(folder / "arrays")
 
 
-def _load_fer2013(data_dir: Path, source: str | None, partial: bool) -> Dataset:
-    from fer_jax.data import sources
+def _load_fer2013(data_dir: Path, path: str | None, partial: bool) -> Dataset:
+    from fer_jax.data import find, sources
 
     def folder(kind: str) -> Path:
         return data_dir / "fer2013" / kind / VERSIONS["fer2013"]
 
     suffix = sources.PARTIAL if partial else ""
-    if source is None:
+    if path is None:
         for kind in sources.KINDS:
             if folder(kind + suffix).exists():
                 return open_arrays(folder(kind + suffix) / "arrays")
-        with _stoppable():
-            source = str(sources.find_source(data_dir))
-    kind = sources.find_kind(source) + suffix
+    with _stoppable():
+        source = find.find_source(data_dir) if path is None else sources.recognise(path)
+    kind = source.kind + suffix
     if not folder(kind).exists():
-        log.info("Preparing FER2013 from %s in %s ...", source, folder(kind))
-        _prepare("fer2013", data_dir, _FER2013_BYTES, config=kind, source=source)
+        log.info("Preparing FER2013 from %s in %s ...", source.path, folder(kind))
+        _prepare("fer2013", data_dir, _FER2013_BYTES, config=kind, source=source.path)
     dataset = open_arrays(folder(kind) / "arrays")
     sources.check_source(dataset, source, folder(kind))
     return dataset
+
+
+def _load_folder(data_dir: Path, path: str | None) -> Dataset:
+    from fer_jax.data.own import KIND_DIGITS, Faces
+
+    version = VERSIONS["folder"]
+    if path is None:
+        prepared = sorted((data_dir / "folder").glob(f"*/{version}"))
+        if len(prepared) == 1:
+            return open_arrays(prepared[0] / "arrays")
+        raise DataError(
+            f"{len(prepared)} data sets of your own are prepared in {data_dir / 'folder'}; name "
+            "yours with --config.data.source=PATH, a folder with train, valid and test"
+        )
+    with _stoppable():
+        faces = Faces(path)
+        folder = data_dir / "folder" / faces.sha256()[:KIND_DIGITS] / version
+    if not folder.exists():
+        log.info("Preparing %d pictures of %s in %s ...", faces.count, faces.path, folder)
+        _prepare("folder", data_dir, 1_000_000 + 5_000 * faces.count, source=path)
+    return open_arrays(folder / "arrays")
 
 
 def _prepare(name: str, data_dir: Path, size: int, **kwargs: Any) -> None:

@@ -1,37 +1,39 @@
-"""Reads FER2013 from the files it is published as, and checks every example.
+"""Recognises FER2013 in the files it is published as, reads it, and checks every example.
 
 Kinds of source:
 
-* "jpeg": the JPEG mirror (Kaggle `msambare/fer2013`), as `archive.zip` or as a folder:
-  `train/<class>/Training_<id>.jpg` and `test/<class>/{PublicTest,PrivateTest}_<id>.jpg`,
-  possibly inside one more folder.
-* "csv": the competition's `fer2013.tar.gz` or `fer2013.csv`, columns `emotion,pixels,Usage`.
-* "icml_csv": `icml_face_data.csv`, columns `emotion, Usage, pixels`.
+* "jpeg": the JPEG mirror (Kaggle `msambare/fer2013`): `train/<class>/Training_<id>.jpg` and
+  `test/<class>/{PublicTest,PrivateTest}_<id>.jpg`, possibly inside other folders.
+* "csv": the competition's `fer2013.csv`, columns `emotion,pixels,Usage`.
+* "icml_csv": the competition's `icml_face_data.csv`, columns `emotion, Usage, pixels`.
 
-Whatever is wrong is a `DataError` that names the file and the row or member.
+A source is recognised by what it holds, whatever its name, and whatever it is wrapped in (see
+`fer_jax.data.files`). Whatever is wrong is a `DataError` that names the file and the row or member,
+says what it is where that is known, and what to do.
 """
 
 import collections
+import csv
 import dataclasses
-import gzip
+import functools
 import hashlib
 import io
+import itertools
 import os
 import re
-import tarfile
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from fer_jax.data import files, foreign, kaggle
 from fer_jax.data.dataset import Dataset, Examples
+from fer_jax.data.files import Member
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
 
 KINDS = ("jpeg", "csv", "icml_csv")
 PARTIAL = "_partial"  # ends the name of a config that allows other counts than COUNTS
-KAGGLE = "msambare/fer2013"  # the JPEG mirror, needs no account
 
 # Images per class, in the order of CLASSES (Goodfellow et al. 2013, the competition's data).
 COUNTS = {
@@ -40,26 +42,80 @@ COUNTS = {
     "test": (491, 55, 528, 879, 594, 416, 626),
 }
 _SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
-_FOLDER_OF_USAGE = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
+# The folders in which pictures of a usage may lie: the mirror has no folder for PublicTest.
+_FOLDERS_OF_USAGE = {
+    "Training": ("train",),
+    "PublicTest": ("test", "valid", "val", "validation"),
+    "PrivateTest": ("test",),
+}
+_TOP_FOLDERS = ("train", "test", "valid", "val", "validation")
 _LABEL_OF_FOLDER = {
     name: label
     for label, name in enumerate(
         ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
     )
 }
-_KIND_OF_COLUMNS: dict[tuple[str, ...], str] = {
-    ("emotion", "pixels", "Usage"): "csv",
-    ("emotion", "Usage", "pixels"): "icml_csv",
-}
+_COLUMNS = ("emotion", "pixels", "usage")
 _NUMBERS = {str(value).encode(): value for value in range(256)}
-_MANUAL_NAMES = {  # looked for in TFDS's manual folder, in this order
-    "jpeg": ("archive.zip", "fer2013.zip", "fer2013"),
-    "csv": ("fer2013.csv", "fer2013.tar.gz"),
-    "icml_csv": ("icml_face_data.csv",),
-}
-_JPEG_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_([0-9]{1,18})\.jpg")
+_USAGES = {usage.lower(): usage for usage in _SPLIT_OF_USAGE}
+_PICTURE = re.compile(
+    rf"(?P<root>(?:.*/)?)(?:{'|'.join(_TOP_FOLDERS)})/[^/]+/"
+    rf"(?:{'|'.join(_SPLIT_OF_USAGE)})_[0-9]+\.jpe?g",
+    re.IGNORECASE,
+)
+_PICTURE_NAME = re.compile(rf"({'|'.join(_SPLIT_OF_USAGE)})_([0-9]{{1,18}})\.jpe?g", re.IGNORECASE)
 _MAX_JPEG_BYTES = 2**20  # a 48x48 JPEG has about 2 kB
-_MAX_TAR_BYTES = 2**30  # the published CSV has about 300 MB
+_MAX_ROW_BYTES = 2**15  # a row has at most 9.3 kB
+_MAX_WRAPPINGS = 4  # a CSV in a tar in a gzip in the competition's zip is in three
+_MAX_CANDIDATES = 200  # members of an archive that are looked into
+
+
+_PARTIAL_ADVICE = "If that is meant, allow it with --config.data.partial=True"
+
+
+class _WrongCounts(DataError):
+    """There are other numbers of images than the published ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source that was recognised.
+
+    Attributes:
+      path: the file or folder on the disk that holds it.
+      kind: one of `KINDS`.
+      steps: the members to go through in it; of a CSV up to the CSV itself, of pictures up to the
+        archive, and then what comes before `train/` and `test/`.
+    """
+
+    path: Path
+    kind: str
+    steps: tuple[str, ...]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file; of a folder, that of its pictures' names, sizes and bytes."""
+        if self.path.is_dir():
+            digest = hashlib.sha256()
+            for name, member in self.pictures():
+                data = member.read(_MAX_JPEG_BYTES)
+                digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+                digest.update(data)
+            return digest.hexdigest()
+        with files.open_file(self.path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def pictures(self) -> Iterator[tuple[str, Member]]:
+        """Yields (name below the root, member) of kind "jpeg"; checks that there is one root."""
+        root = self.steps[-1]
+        for member in _members_at(self.path, self.steps[:-1]):
+            below = member.name.removeprefix(root)
+            if member.name.startswith(root) and below.lower().startswith(_TOP_PREFIXES):
+                yield below, member
+            elif (match := _PICTURE.fullmatch(member.name)) is not None:
+                raise DataError(
+                    f"{self.path}: pictures lie below both {root!r} and {match['root']!r}; keep one"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,222 +130,198 @@ class _Example:
     place: str
 
 
-def read_source(path: str | os.PathLike, partial: bool) -> tuple[Mapping[str, Examples], str]:
+_TOP_PREFIXES = tuple(f"{top}/" for top in _TOP_FOLDERS)
+
+
+def read_source(source: str | os.PathLike | Source, partial: bool) -> Mapping[str, Examples]:
     """Reads and checks a source.
 
     Args:
-      path: of any kind of source.
+      source: what `recognise` returned, or a path for it.
       partial: whether to allow counts other than the published ones.
 
     Returns:
       split -> (images `[n, 48, 48, 1]` uint8, labels `[n]` uint8, ids `[n]` bytes), ordered by
-      the number in the file's name (jpeg; where two have it, by label) or by row; and the
-      source's SHA-256 (see `source_sha256`).
+      the number in the file's name (jpeg; where two have it, by label) or by row.
 
     Raises:
       DataError: naming file and row or member.
     """
+    if not isinstance(source, Source):
+        source = recognise(source)
+    examples = _jpeg_examples(source) if source.kind == "jpeg" else _csv_examples(source)
+    repair = kaggle.repair_of(source.path)
+    try:
+        return _stack(source.path, examples, partial)
+    except _WrongCounts as error:
+        raise DataError(f"{error}. {repair or _PARTIAL_ADVICE}") from error
+    except DataError as error:
+        raise DataError(f"{error}. {repair}") if repair else error from error.__cause__
+
+
+def recognise(path: str | os.PathLike) -> Source:
+    """Finds FER2013 in a file or folder; of several kinds, the first in the order of `KINDS`.
+
+    Raises:
+      DataError: saying what the path is instead, and what to do.
+    """
     path = Path(path).expanduser()
-    kind = find_kind(path)
-    if kind == "jpeg":
-        members = list(_folder_members(path) if path.is_dir() else _zip_members(path))
-        examples = _jpeg_examples(path, members)
-        sha256 = _members_sha256(members) if path.is_dir() else source_sha256(path)
+    files.check_path(path)
+    search = _Search()
+    if path.is_dir():
+        search.look_into(str(path), files.folder_members(path), ())
     else:
-        data = path.read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        examples = _csv_examples(path, data if path.suffix == ".csv" else _untar(path, data))
-    return _stack(path, examples, partial), sha256
+        with files.open_file(path) as file:
+            search.look_at(str(path), file, (), given=True)
+    if not search.found:
+        raise DataError(search.reason(str(path)))
+    kind, steps = min(search.found, key=lambda found: (KINDS.index(found[0]), len(found[1])))
+    if path.is_dir() and (kind != "jpeg" or len(steps) > 1):  # a file in the folder
+        path, steps = path / steps[0], steps[1:]
+    return Source(path, kind, steps)
+
+
+class _Search:
+    """Looks for FER2013 in a file, folder or archive, and notes what else there is.
+
+    Attributes:
+      found: kind and steps (see `Source`) of each find.
+      problems: what is wrong with those files that would have been a source, or look like one.
+      names: of all members.
+    """
+
+    def __init__(self):
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+        self.problems: list[str] = []
+        self.names: list[str] = []
+
+    def look_at(
+        self, place: str, file: io.BufferedReader, steps: tuple[str, ...], *, given: bool = False
+    ) -> None:
+        """Looks at a file; `given` by its path, it is a problem if it is nothing known."""
+        form = files.form_of(file)
+        if form is None:
+            head = file.peek(_MAX_ROW_BYTES)
+            kind = _kind_of_columns(_columns(head))
+            if kind:
+                self.found.append((kind, steps))
+            elif reason := foreign.describe_head(head):
+                self.problems.append(f"{place} {reason}")
+            elif given or place.lower().rstrip("'").endswith(".csv"):
+                allowed = " or ".join(("emotion,pixels,Usage", "emotion, Usage, pixels"))
+                line = head.splitlines()[0] if head.strip() else b""
+                self.problems.append(
+                    f"{place}: its first line is {_shown(line)}, which is no header of FER2013 "
+                    f"({allowed}), nor is it an archive. {foreign.ADVICE}"
+                )
+        elif len(steps) == _MAX_WRAPPINGS:
+            self.problems.append(f"{place} is an archive in too many others; unpack it")
+        else:
+            only = form == "tar"  # looking on means unpacking it all
+            self.look_into(place, files.members(place, file, form), steps, stop_early=only)
+
+    def look_into(
+        self, place: str, members: Iterable[Member], steps: tuple[str, ...], stop_early=False
+    ) -> None:
+        """Looks into a folder or an archive; what is wrong in it does not hide what is good."""
+        candidates, before = 0, len(self.found)
+        root = None
+        try:
+            for member in members:
+                match = _PICTURE.fullmatch(member.name)
+                if match is not None:
+                    root = match["root"] if root is None else root
+                elif candidates < _MAX_CANDIDATES and not foreign.is_picture(member.name):
+                    candidates += 1
+                    self._look_at_member(member, steps)
+                if member.name:
+                    self.names.append(member.name)
+                if stop_early and (root is not None or len(self.found) > before):
+                    break
+        except DataError as error:
+            self.problems.append(str(error))
+        if root is not None:
+            self.found.append(("jpeg", (*steps, root)))
+
+    def _look_at_member(self, member: Member, steps: tuple[str, ...]) -> None:
+        try:
+            with member.open() as file:
+                self.look_at(member.place, file, (*steps, member.name))
+        except DataError as error:
+            self.problems.append(str(error))
+
+    def reason(self, place: str) -> str:
+        """Says in a line why nothing was found in a place."""
+        if known := foreign.describe_names(self.names):
+            return f"{place} {known}"
+        if self.problems:
+            more = f"; and {len(self.problems) - 3} more" if len(self.problems) > 3 else ""
+            return "; ".join(self.problems[:3]) + more
+        shown = ", ".join(map(repr, self.names[:3])) or "nothing"
+        more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
+        return f"{place} holds no FER2013, but {shown}{more}. {foreign.ADVICE}"
 
 
 def find_kind(path: str | os.PathLike) -> str:
-    """Returns the kind of source a path is, one of `KINDS`.
-
-    Raises:
-      DataError: if there is nothing, or the name or the CSV's header is none that is known.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    if path.is_dir() or path.suffix == ".zip":
-        return "jpeg"
-    if path.name.endswith((".tar.gz", ".tgz")):
-        return "csv"
-    if path.suffix == ".csv":
-        with path.open("rb") as file:
-            return _KIND_OF_COLUMNS[_read_columns(path, file.readline(1000))]
-    raise DataError(f"{path}: a source is a folder or ends in .zip, .tar.gz, .tgz or .csv")
+    """Returns the kind of source a path is, one of `KINDS`; see `recognise`."""
+    return recognise(path).kind
 
 
-def source_sha256(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of a file; of a folder, that of its images' names, sizes and bytes."""
-    path = Path(path).expanduser()
+def _members_at(path: Path, steps: Sequence[str]) -> Iterator[Member]:
+    """Yields the members of the folder or archive that the steps lead to."""
     if path.is_dir():
-        return _members_sha256(_folder_members(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield from files.folder_members(path)
+        return
+    with files.open_file(path) as file:
+        yield from _members_in(str(path), file, steps)
 
 
-def check_source(dataset: Dataset, source: str | os.PathLike, folder: Path) -> None:
+def _members_in(place: str, file: io.BufferedReader, steps: Sequence[str]) -> Iterator[Member]:
+    form = files.form_of(file)
+    if form is None:
+        raise DataError(f"{place} has changed while it was read")
+    for member in files.members(place, file, form):
+        if not steps:
+            yield member
+        elif member.name == steps[0]:
+            with member.open() as inner:
+                yield from _members_in(member.place, inner, steps[1:])
+
+
+def check_source(dataset: Dataset, source: Source, folder: Path) -> None:
     """Raises a DataError if the data set in `folder` was prepared from something else."""
-    sha256 = source_sha256(source)
-    if dataset.source_sha256 != sha256:
+    if dataset.source_sha256 != source.sha256:
         raise DataError(
             f"{folder} was prepared from another source (SHA-256 {dataset.source_sha256}) than "
-            f"{source} ({sha256}). Remove that folder, or set config.data.data_dir to another one"
+            f"{source.path} ({source.sha256}). Remove that folder, or set config.data.data_dir to "
+            "another one"
         )
-
-
-def find_source(data_dir: Path, kind: str | None = None) -> Path:
-    """Finds a source in TFDS's manual folder, else fetches the JPEG mirror with kagglehub.
-
-    Args:
-      data_dir: TFDS's; the manual folder is `downloads/manual` in it.
-      kind: one of `KINDS`, or None for the first there is, in that order.
-
-    Raises:
-      DataError: saying how to get the data, if there is none.
-    """
-    manual = data_dir / "downloads" / "manual"
-    kinds = KINDS if kind is None else (kind,)
-    for name in (name for k in kinds for name in _MANUAL_NAMES[k]):
-        if (manual / name).exists():
-            return manual / name
-    reason = f"kagglehub has no source of kind {kind}"
-    if "jpeg" in kinds:
-        try:
-            import kagglehub
-
-            return Path(kagglehub.dataset_download(KAGGLE))
-        except Exception as error:  # whatever the network, the site or the disk came up with
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-    names = ", ".join(name for k in kinds for name in _MANUAL_NAMES[k])
-    raise DataError(
-        "FER2013 was not found. Three ways to get it:\n"
-        "  1. --config.data.source=PATH, to archive.zip or its extracted folder (kaggle.com/"
-        f"datasets/{KAGGLE}), fer2013.tar.gz, fer2013.csv or icml_face_data.csv;\n"
-        f"  2. put one of these into {manual}, named {names};\n"
-        f"  3. go online: it is then fetched with kagglehub ({KAGGLE}, no account needed). "
-        f"It said: {reason}\n"
-        "With no data at all, this runs: uv run launch.py --config=experiments/quickstart.py"
-    )
 
 
 # JPEG mirror
 
 
-def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (name below the root, content) of a folder's images, in the order of names."""
-    candidates = [path, *sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")]
-    roots = [p for p in candidates if (p / "train").is_dir() or (p / "test").is_dir()]
-    if len(roots) != 1:
-        raise _no_root(path, [str(p) for p in roots])
-    files = {}
-    for top in (roots[0] / "train", roots[0] / "test"):
-        for entry in top.iterdir() if top.is_dir() else ():
-            for file in entry.iterdir() if entry.is_dir() else (entry,):
-                files[file.relative_to(roots[0]).as_posix()] = file
-    for name in sorted(filter(_is_visible, files)):
-        if not files[name].is_file():
-            raise DataError(f"{path}: {name!r} is not a file")
-        _check_size(path, name, files[name].stat().st_size)
-        yield name, files[name].read_bytes()
-
-
-def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (name below the root, content) of an archive's images, in the order of names."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {}
-            for info in archive.infolist():
-                if info.filename in members:
-                    raise DataError(f"{path}: {info.filename!r} is there twice")
-                _check_name(path, info.filename)
-                members[info.filename] = info
-            names = [name for name in members if not name.endswith("/") and _is_visible(name)]
-            root = _zip_root(path, names)
-            for name in sorted(names):
-                below = name.removeprefix(root)
-                if name.startswith(root) and below.startswith(("train/", "test/")):
-                    yield below, _read_member(path, archive, members[name])
-    except DataError:
-        raise
-    except Exception as error:  # zipfile raises many things on damaged files
-        raise DataError(f"{path}: not a whole zip file ({error!r})") from error
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.flag_bits & 1:
-        raise DataError(f"{path}: {info.filename!r} is encrypted")
-    _check_size(path, info.filename, info.file_size)
-    try:
-        return archive.read(info)
-    except Exception as error:  # see _zip_members
-        raise DataError(f"{path}: {info.filename!r} cannot be read ({error!r})") from error
-
-
-def _zip_root(path: Path, names: Iterable[str]) -> str:
-    """Returns what comes before `train/` and `test/`: nothing, or one folder."""
-    roots = set()
-    for parts in (name.split("/") for name in names):
-        for depth in (0, 1):
-            if len(parts) > depth + 1 and parts[depth] in ("train", "test"):
-                roots.add("/".join([*parts[:depth], ""]))
-                break
-    if len(roots) != 1:
-        raise _no_root(path, sorted(roots))
-    return roots.pop()
-
-
-def _no_root(path: Path, roots: list[str]) -> DataError:
-    found = f"they are in {', '.join(map(repr, roots))}" if roots else "there are none"
-    return DataError(
-        f"{path}: it must hold folders train and test, or one folder with them; {found}"
-    )
-
-
-def _is_visible(name: str) -> bool:
-    """Returns whether a file is not one that an operating system leaves behind."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _check_name(path: Path, name: str) -> None:
-    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-        raise DataError(f"{path}: member {name!r} leads out of the archive")
-
-
-def _check_size(path: Path, name: str, size: int) -> None:
-    if not 0 < size <= _MAX_JPEG_BYTES:
-        raise DataError(f"{path}: {name!r} has {size} bytes, allowed are 1 to {_MAX_JPEG_BYTES}")
-
-
-def _members_sha256(members: Iterable[tuple[str, bytes]]) -> str:
-    digest = hashlib.sha256()
-    for name, data in members:
-        digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _jpeg_examples(path: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[_Example]:
-    for name, data in members:
-        place = f"{path}: {name!r}"
+def _jpeg_examples(source: Source) -> Iterator[_Example]:
+    for name, member in source.pictures():
         parts = name.split("/")
-        match = _JPEG_NAME.fullmatch(parts[-1])
+        match = _PICTURE_NAME.fullmatch(parts[-1])
         if len(parts) != 3 or match is None:
-            raise DataError(f"{place} is not <train|test>/<class>/<usage>_<number>.jpg")
-        if parts[1] not in _LABEL_OF_FOLDER:
+            raise DataError(
+                f"{member.place} is not <train|test>/<class>/<usage>_<number>.jpg; move it away"
+            )
+        folder, label = parts[0].lower(), _LABEL_OF_FOLDER.get(parts[1].lower())
+        if label is None:
             allowed = ", ".join(_LABEL_OF_FOLDER)
-            raise DataError(f"{place}: unknown class {parts[1]!r}, allowed are {allowed}")
-        usage, number = match[1], int(match[2])
-        if _FOLDER_OF_USAGE[usage] != parts[0]:
-            raise DataError(f"{place}: {usage} belongs into {_FOLDER_OF_USAGE[usage]}/")
+            raise DataError(f"{member.place}: unknown class {parts[1]!r}, allowed are {allowed}")
+        usage, number = _USAGES[match[1].lower()], int(match[2])
+        if folder not in _FOLDERS_OF_USAGE[usage]:
+            raise DataError(f"{member.place}: {usage} belongs into {_FOLDERS_OF_USAGE[usage][0]}/")
         yield _Example(
             split=_SPLIT_OF_USAGE[usage],
             number=number,
-            id=parts[-1].removesuffix(".jpg").encode(),
-            label=_LABEL_OF_FOLDER[parts[1]],
-            pixels=_decode_jpeg(place, data),
+            id=f"{usage}_{match[2]}".encode(),
+            label=label,
+            pixels=_decode_jpeg(member.place, member.read(_MAX_JPEG_BYTES)),
             place=name,
         )
 
@@ -314,71 +346,102 @@ def _decode_jpeg(place: str, data: bytes) -> bytes:
 # CSV
 
 
-def _untar(path: Path, data: bytes) -> bytes:
-    """Returns the `fer2013.csv` of the competition's archive."""
+def _columns(head: bytes) -> tuple[str, ...]:
+    """Returns the names in a header, in lower case; what is no header gives any names."""
+    line = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].rstrip(b"\r")
+    if not line or len(line) > 1000:
+        return ()
     try:
-        # Unpacked whole, which checks the sum at the end: tarfile alone stops before it.
-        plain = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MAX_TAR_BYTES)
-        if len(plain) == _MAX_TAR_BYTES:
-            raise DataError(f"{path}: it unpacks to {_MAX_TAR_BYTES} bytes or more")
-        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
-            members = archive.getmembers()
-            for member in members:
-                _check_name(path, member.name)
-            tables = [m for m in members if PurePosixPath(m.name).name == "fer2013.csv"]
-            if len(tables) != 1:
-                raise DataError(f"{path}: it must hold one fer2013.csv, but holds {len(tables)}")
-            if not tables[0].isfile():
-                raise DataError(f"{path}: {tables[0].name!r} is not a file")
-            file = archive.extractfile(tables[0])
-            return file.read() if file else b""
-    except DataError:
-        raise
-    except Exception as error:  # tarfile, gzip and zlib raise many things on damaged files
-        raise DataError(f"{path}: not a whole tar.gz file ({error!r})") from error
+        fields = next(csv.reader([line.decode("latin-1")], skipinitialspace=True), [])
+    except csv.Error:
+        return ()
+    return tuple(field.strip().lower() for field in fields)
 
 
-def _read_columns(path: Path, line: bytes) -> tuple[str, ...]:
-    names = line.rstrip(b"\r\n").split(b",")
-    columns = tuple(name.strip(b" ").decode("latin-1") for name in names)
-    if columns not in _KIND_OF_COLUMNS:
-        allowed = " or ".join(",".join(names) for names in _KIND_OF_COLUMNS)
-        raise DataError(f"{path}: the header is {_shown(line)}, it must be {allowed}")
-    return columns
+def _is_index(column: str) -> bool:
+    return column in ("", "unnamed: 0")  # the number of a row, as R and pandas write it
 
 
-def _csv_examples(path: Path, data: bytes) -> Iterator[_Example]:
-    lines = io.BytesIO(data)
-    columns = _read_columns(path, lines.readline(1000))
-    for row, line in enumerate(lines):
-        place = f"row {row} (line {row + 2})"
-        usage, label, pixels = _parse_row(f"{path}, {place}", line, columns)
+def _kind_of_columns(columns: Sequence[str]) -> str | None:
+    named = [column for column in columns if not _is_index(column)]
+    if sorted(named) != sorted(_COLUMNS) or len(columns) > len(named) + 1:
+        return None
+    return "icml_csv" if named == ["emotion", "usage", "pixels"] else "csv"
+
+
+def _csv_examples(source: Source) -> Iterator[_Example]:
+    *steps, name = source.steps or ("",)
+    if not source.steps:
+        with files.open_file(source.path) as file:
+            yield from _table_examples(str(source.path), file)
+        return
+    tables = 0
+    for member in _members_at(source.path, steps):  # to the end, where the checksums are
+        if member.name == name:
+            tables += 1
+            if tables > 1:
+                raise DataError(f"{member.place} is there twice")
+            with member.open() as file:
+                yield from _table_examples(member.place, file)
+
+
+def _table_examples(place: str, file: io.BufferedReader) -> Iterator[_Example]:
+    columns = _columns(_read_row(f"{place}, line 1", file))
+    blank = None  # place and line of a row that is allowed at the end only
+    for row in itertools.count():
+        row_place = f"{place}, row {row} (line {row + 2})"
+        line = _read_row(row_place, file)
+        if not line:
+            return
+        if not line.strip(b" \r\n"):
+            blank = blank or (row_place, line)
+            continue
+        usage, label, pixels = _parse_row(*(blank or (row_place, line)), columns)
         yield _Example(
             split=_SPLIT_OF_USAGE[usage],
             number=row,
             id=f"{usage}_{row:06d}".encode(),
             label=label,
             pixels=pixels,
-            place=place,
+            place=f"row {row} (line {row + 2})",
         )
 
 
-def _parse_row(place: str, line: bytes, columns: tuple[str, ...]) -> tuple[str, int, bytes]:
+def _read_row(place: str, file: io.BufferedReader) -> bytes:
+    line = file.readline(_MAX_ROW_BYTES + 1)
+    if len(line) > _MAX_ROW_BYTES:
+        raise DataError(
+            f"{place}: over {_MAX_ROW_BYTES} bytes without a line's end; a row of FER2013 has less "
+            "than 9,300. It is damaged: copy or download it again"
+        )
+    return line
+
+
+def _parse_row(place: str, line: bytes, columns: Sequence[str]) -> tuple[str, int, bytes]:
     """Returns usage, label and the 2304 pixels of a row; strict, so that nothing is guessed."""
-    fields = [
-        field.strip(b" ") for field in line.removesuffix(b"\n").removesuffix(b"\r").split(b",")
-    ]
+    fields = _fields(place, line.removesuffix(b"\n").removesuffix(b"\r"))
     if len(fields) != len(columns):
         raise DataError(f"{place}: {len(fields)} fields, not {len(columns)}: {_shown(line)}")
     row = dict(zip(columns, fields, strict=True))
-    usage = row["Usage"].decode("latin-1")
+    usage = row["usage"].decode("latin-1")
     if usage not in _SPLIT_OF_USAGE:
         allowed = ", ".join(_SPLIT_OF_USAGE)
-        raise DataError(f"{place}: Usage is {_shown(row['Usage'])}, allowed are {allowed}")
+        raise DataError(f"{place}: Usage is {_shown(row['usage'])}, allowed are {allowed}")
     label = _NUMBERS.get(row["emotion"], -1)
     if not 0 <= label < len(CLASSES):
         raise DataError(f"{place}: emotion is {_shown(row['emotion'])}, allowed are 0 to 6")
     return usage, label, _parse_pixels(place, row["pixels"])
+
+
+def _fields(place: str, line: bytes) -> list[bytes]:
+    if b'"' not in line:  # the usual case
+        return [field.strip(b" ") for field in line.split(b",")]
+    try:
+        text = line.decode("latin-1")
+        fields = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise DataError(f"{place}: a wrong quotation mark ({error}): {_shown(line)}") from error
+    return [field.strip(" ").encode("latin-1") for field in fields]
 
 
 def _parse_pixels(place: str, text: bytes) -> bytes:
@@ -438,8 +501,7 @@ def _check_counts(path: Path, split: str, examples: list[_Example], partial: boo
     found = collections.Counter(example.label for example in examples)
     counts = tuple(found[label] for label in range(len(CLASSES)))
     if counts != COUNTS[split] and not partial:
-        raise DataError(
+        raise _WrongCounts(
             f"{path}: {split} holds {sum(counts)} images, by class {counts}; published are "
-            f"{sum(COUNTS[split])}, {COUNTS[split]}. "
-            "If that is meant, allow it with --config.data.partial=True"
+            f"{sum(COUNTS[split])}, {COUNTS[split]}"
         )

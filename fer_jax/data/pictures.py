@@ -1,0 +1,66 @@
+"""Pictures of any size, format and colour -> 48x48 grey, by one rule.
+
+1. The first frame is taken, and turned upright as its EXIF orientation says.
+2. Transparency is dropped; colours become grey by ITU-R 601's luminance,
+   (299 R + 587 G + 114 B) / 1000; 16-bit grey is divided by 257.
+3. The largest square in the middle is cut out: nothing is stretched.
+4. It is resized to 48x48, each new pixel a triangle-weighted mean of the old ones below it
+   (Pillow's `BILINEAR`). A 48x48 picture stays as it is, to the bit.
+"""
+
+import io
+
+import numpy as np
+
+from fer_jax.errors import DataError
+from fer_jax.labels import SIDE
+
+# What Pillow decodes by itself; others would start programs, or are no pictures.
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
+_MAX_PIXELS = 100_000_000
+
+
+def read_face(place: str, data: bytes) -> np.ndarray:
+    """Decodes a picture of a face.
+
+    Args:
+      place: names it in messages.
+      data: a file of JPEG, PNG, BMP, WebP, GIF, TIFF or PNM.
+
+    Returns:
+      `[48, 48, 1]` uint8.
+
+    Raises:
+      DataError: if it cannot be decoded, or is over 100 megapixels.
+    """
+    from PIL import Image, ImageOps
+
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        raise DataError(f"{place} is a HEIC picture; save it as JPEG or PNG")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise DataError(f"{place} has {image.width}x{image.height} pixels, allowed are 1e8")
+            grey = _grey(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many things on damaged files
+        raise DataError(
+            f"{place} is not a picture that can be read ({error!r}); mend it or move it away"
+        ) from error
+    face = ImageOps.fit(grey, (SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(face)[..., None]
+
+
+def _grey(image):
+    """Returns an 8-bit grey Pillow image."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, also where Pillow holds it in 32 bits
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey levels from {values.min()} to {values.max()}, not 16-bit")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point grey levels, whose range is not known")
+    return image if image.mode == "L" else image.convert("RGBA").convert("RGB").convert("L")
