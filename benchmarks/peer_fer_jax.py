@@ -3,17 +3,15 @@
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
 
-from fer_jax import optim, steps
+from fer_jax import loop, steps
 from fer_jax.config import get_config
 from fer_jax.machine import devices
-from fer_jax.machine.devices import BATCH_AXIS
-from fer_jax.models import create_model, summary
+from fer_jax.models import summary
 from fer_jax.ops import native
 from fer_jax.predict import make_predict
-from fer_jax.state import create_state
 
 STEPS_PER_EPOCH = 100  # a constant learning rate does not depend on it
 
@@ -25,15 +23,13 @@ def measure(args):
     config = get_config()
     config.model.name = args.model
     config.train.batch_size = args.batch
-    mesh = devices.create_mesh(config.train.devices, args.batch)
-    sharding = devices.sharded(mesh)
-    model = create_model(config.model, axis_name=BATCH_AXIS)
-    tx = optim.create_optimizer(config, STEPS_PER_EPOCH)
-    create = jax.jit(create_state, static_argnums=(0, 1))
-    state = create(model, tx, jnp.uint32(config.seed))
-    state = devices.put(jax.device_get(state), devices.replicated(mesh))
+    model, mesh = loop.create_network(config)
+    labels = np.zeros(args.batch * STEPS_PER_EPOCH, np.uint8)
+    training = loop.create_training(config, model, mesh, labels)
+    state = training.create_state()
     batch = create_batch(args.batch)
-    step = steps.make_train_step(model, tx, config, mesh)
+    sharding = devices.sharded(mesh)
+    step = steps.make_train_step(training.step, mesh)
     step = step.lower(state, *devices.put(batch, sharding)).compile()
 
     def wait():

@@ -4,57 +4,46 @@ You et al. 2015 train a network, drop the training images that it is unsure of, 
 the rest. Here, with seven classes, an image is dropped if the likeliest class is not its label.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fer_jax.data.dataset import Dataset
+from fer_jax.data.dataset import Split
 from fer_jax.errors import CheckpointError
-from fer_jax.evaluate import Evaluator
-from fer_jax.runs.checkpoint import Checkpointer
-from fer_jax.state import TrainState
+from fer_jax.runs import checkpoint, workdir
 
 
-def best_of(folder: Path, state: TrainState) -> TrainState:
-    """Returns the best state of a finished run.
+def best_variables(folder: Path) -> dict[str, Any]:
+    """Returns the best variables of a finished run, as host arrays.
 
     Args:
       folder: the run's, with its `results.json`.
-      state: of the same network and optimiser; only structure and shapes are used.
 
     Raises:
-      CheckpointError: if the run is not finished, or is one of another network.
+      CheckpointError: if the run is not finished, or its best checkpoint cannot be read.
     """
-    from fer_jax.runs import workdir
-
-    folder = folder.expanduser()
     found = workdir.read_json(folder / "results.json")
-    if found is None:
+    try:
+        step = found["history"][found["best_epoch"] - 1]["step"]  # pyright: ignore
+    except (KeyError, IndexError, TypeError):
         raise CheckpointError(
             f"config.train.start_from: {folder} holds no finished run; train it first"
-        )
-    step = found["history"][found["best_epoch"] - 1]["step"]
-    with Checkpointer(folder) as checkpoints:
-        return checkpoints.restore(state, step)[0]
+        ) from None
+    return checkpoint.load_variables(folder, step)
 
 
-def without_disagreement(dataset: Dataset, evaluator: Evaluator, variables: Any) -> Dataset:
-    """Returns the data set without the training images that a network takes for another class.
+def drop_disagreeing(train: Split, log_probs: np.ndarray) -> Split:
+    """Returns the training images without those that a network takes for another class.
 
     Args:
-      dataset: valid and test stay as they are.
-      evaluator: of the data set.
-      variables: the network's, on the devices.
+      train: `n` images.
+      log_probs: `[n, classes]` float32, the network's for these images.
     """
-    train = dataset.splits["train"]
-    _, probabilities = evaluator(variables, "train")
-    keep = np.flatnonzero(probabilities.argmax(axis=1) == train.labels)
-    kept = type(train)(
+    keep = np.flatnonzero(log_probs.argmax(axis=1) == train.labels)
+    return Split(
         images=np.asarray(train.images)[keep],
         labels=train.labels[keep],
         ids=train.ids[keep],
         in_train=train.in_train[keep],
     )
-    return dataclasses.replace(dataset, splits=dataset.splits | {"train": kept})

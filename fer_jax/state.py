@@ -1,5 +1,6 @@
 """The training state: arrays only, so that a checkpoint is a plain tree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -64,7 +65,12 @@ class TrainState(flax.struct.PyTreeNode):
     @property
     def variables(self) -> dict[str, Any]:
         """What is evaluated, as `model.apply` takes it: the averages where there are any."""
-        return self.averages or {"params": self.params, "batch_stats": self.batch_stats}
+        return variables_of(vars(self))
+
+
+def variables_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is evaluated of a state, given its fields by name, as a checkpoint has them."""
+    return fields["averages"] or {name: fields[name] for name in ("params", "batch_stats")}
 
 
 def create_state(

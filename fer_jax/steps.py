@@ -6,6 +6,7 @@ gradients and sums are added over the devices, and nothing else depends on how m
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from fer_jax import keys, optim
 from fer_jax.config import Config
 from fer_jax.data.augment import alternating_flips, augment
-from fer_jax.data.mix import blend, check_share, mix
+from fer_jax.data.mix import blend, mix
 from fer_jax.data.pipeline import epoch_order, steps_per_epoch
 from fer_jax.labels import NUM_CLASSES
 from fer_jax.machine.devices import BATCH_AXIS
@@ -101,14 +102,30 @@ def is_scanned(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform != "cpu"
 
 
-def _make_device_step(
+# (state, images, labels) -> state
+type Step = Callable[[TrainState, jax.Array, Labels], TrainState]
+
+
+def make_device_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     config: Config,
-    class_weights: np.ndarray | None,
     per_epoch: int,
-) -> Callable[[TrainState, jax.Array, Labels], TrainState]:
-    """Returns one device's share of a step: (state, its images uint8, its labels) -> state."""
+    class_weights: np.ndarray | None = None,
+) -> Step:
+    """Builds one device's share of a step, for the functions below.
+
+    Args:
+      model: from `create_model(config.model, axis_name=BATCH_AXIS)`.
+      tx: from :func:`fer_jax.optim.create_optimizer`.
+      config: the whole configuration.
+      per_epoch: steps in an epoch, which alternating flips count.
+      class_weights: `[classes]` float32, from :func:`balanced_class_weights`; None for ones.
+
+    Returns:
+      A function (state, its images `[share, height, width, 1]` uint8, its :data:`Labels`) -> state,
+      to be called inside a `shard_map` over `BATCH_AXIS`.
+    """
     train = config.train
 
     def image_losses(logits, labels, soft, own):
@@ -177,116 +194,76 @@ def _make_device_step(
     return step
 
 
-def make_train_step(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    config: Config,
-    mesh: Mesh,
-    class_weights: np.ndarray | None = None,
-    per_epoch: int = 1,
-) -> Callable[[TrainState, jax.Array, Labels], TrainState]:
-    """Builds the step of a streamed run.
+def make_train_step(step: Step, mesh: Mesh) -> Any:
+    """Builds the step on a batch that the host gives.
 
     Args:
-      model: from `create_model(config.model, axis_name=BATCH_AXIS)`.
-      tx: from :func:`fer_jax.optim.create_optimizer`.
-      config: the whole configuration.
+      step: from :func:`make_device_step`.
       mesh: the devices that share a batch.
-      class_weights: `[7]` float32 or None.
-      per_epoch: steps in an epoch, which alternating flips count.
 
     Returns:
-      A compiled function (state, images `[batch, 48, 48, 1]` uint8, :data:`Labels`) -> state. It
-      takes the old state's memory (donation).
-
-    Raises:
-      ConfigError: if pairs of images are mixed and do not lie on one device each.
+      A compiled function (state, images `[batch, height, width, 1]` uint8, :data:`Labels`) ->
+      state. It takes the old state's memory (donation).
     """
-    check_share(config.train.batch_size // mesh.size, config.train)
-    step = _make_device_step(model, tx, config, class_weights, per_epoch)
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), P(BATCH_AXIS), P(BATCH_AXIS)),
-        out_specs=P(),
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(_mapped(step, mesh, P(), P(BATCH_AXIS), P(BATCH_AXIS)), donate_argnums=0)
 
 
-def make_resident_steps(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    config: Config,
-    mesh: Mesh,
-    class_weights: np.ndarray | None = None,
-) -> Callable[[TrainState, jax.Array, jax.Array, Labels, int], TrainState]:
-    """Builds the steps of a run whose training split lies on the device.
+def make_resident_step(step: Step, mesh: Mesh, batch_size: int) -> Any:
+    """Builds the step of a run whose training split lies on the device.
 
-    The batches are those of the streamed run; each is gathered on the device.
+    The batches are those that the host would give; each is gathered on the device.
 
     Args:
-      model: from `create_model(config.model, axis_name=BATCH_AXIS)`.
-      tx: from :func:`fer_jax.optim.create_optimizer`.
-      config: the whole configuration.
+      step: from :func:`make_device_step`.
       mesh: the devices that share a batch.
-      class_weights: `[7]` float32 or None.
+      batch_size: images in the global batch.
 
     Returns:
-      A compiled function (state, order `[count]` int32, images `[count, 48, 48, 1]` uint8,
-      :data:`Labels` of all, steps) -> state after so many steps, which must all lie in the state's
-      epoch. `steps` is static; the old state's memory is taken (donation).
-
-    Raises:
-      ConfigError: if pairs of images are mixed and do not lie on one device each.
+      A compiled function (state, order `[count]` int32, images `[count, height, width, 1]` uint8,
+      :data:`Labels` of all) -> state. It takes the old state's memory (donation).
     """
-    batch_size = config.train.batch_size
-    share = batch_size // mesh.size
-    check_share(share, config.train)
-
-    def run(steps, state, order, images, labels):
-        per_epoch = steps_per_epoch(len(images), batch_size)
-        device_step = _make_device_step(model, tx, config, class_weights, per_epoch)
-
-        def body(state: TrainState, _=None) -> tuple[TrainState, None]:
-            start = (state.step % per_epoch) * batch_size + lax.axis_index(BATCH_AXIS) * share
-            indices = lax.dynamic_slice_in_dim(order, start, share)
-            batch = jax.tree.map(lambda x: x[indices], (images, labels))
-            return device_step(state, *batch), None
-
-        if steps == 1:  # no loop: see is_scanned
-            return body(state)[0]
-        return lax.scan(body, state, length=steps)[0]
-
-    @functools.partial(jax.jit, static_argnums=4, donate_argnums=0)
-    def train_steps(state, order, images, labels, steps):
-        mapped = jax.shard_map(
-            functools.partial(run, steps),
-            mesh=mesh,
-            in_specs=(P(), P(), P(), P()),
-            out_specs=P(),
-            check_vma=False,
-        )
-        return mapped(state, order, images, labels)
-
-    return train_steps
+    gathered = _make_gathered_step(step, mesh, batch_size)
+    return jax.jit(_mapped(gathered, mesh, P(), P(), P(), P()), donate_argnums=0)
 
 
-def make_resident_epoch(train_steps: Callable, steps: int) -> Callable[..., TrainState]:
+def make_resident_epoch(step: Step, mesh: Mesh, batch_size: int, steps: int) -> Any:
     """Builds a whole epoch, or what is left of one, as one program for an accelerator.
 
     Args:
-      train_steps: from :func:`make_resident_steps`.
-      steps: how many to take.
+      step: from :func:`make_device_step`.
+      mesh: the devices that share a batch.
+      batch_size: images in the global batch.
+      steps: how many to take; all must lie in the state's epoch.
 
     Returns:
-      A compiled function (state, images `[count, 48, 48, 1]` uint8, :data:`Labels` of all, epoch
-      `[]` int32) -> state; it takes the old state's memory (donation).
+      A compiled function (state, images `[count, height, width, 1]` uint8, :data:`Labels` of all,
+      epoch `[]` int32) -> state; it takes the old state's memory (donation).
     """
+    gathered = _make_gathered_step(step, mesh, batch_size)
+
+    def scan(state, order, images, labels):
+        body = lambda state, _: (gathered(state, order, images, labels), None)  # noqa: E731
+        return lax.scan(body, state, length=steps)[0]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_epoch(state, images, labels, epoch):
         order = epoch_order(state.seed, epoch, len(images))
-        return train_steps(state, order, images, labels, steps)
+        return _mapped(scan, mesh, P(), P(), P(), P())(state, order, images, labels)
 
     return train_epoch
+
+
+def _make_gathered_step(step: Step, mesh: Mesh, batch_size: int) -> Callable[..., TrainState]:
+    share = batch_size // mesh.size
+
+    def gathered(state, order, images, labels):
+        per_epoch = steps_per_epoch(len(images), batch_size)
+        start = (state.step % per_epoch) * batch_size + lax.axis_index(BATCH_AXIS) * share
+        indices = lax.dynamic_slice_in_dim(order, start, share)
+        return step(state, *jax.tree.map(lambda x: x[indices], (images, labels)))
+
+    return gathered
+
+
+def _mapped(function: Callable[..., Any], mesh: Mesh, *specs: P) -> Callable[..., TrainState]:
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)

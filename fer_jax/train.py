@@ -1,19 +1,18 @@
 """A run from configuration to record: train, validate, keep the best, open test once."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fer_jax import optim, progressive, steps
+from fer_jax import loop, metrics, progressive
 from fer_jax.config import (
     Config,
     changed_fields,
@@ -22,51 +21,116 @@ from fer_jax.config import (
     format_changes,
     validate,
 )
-from fer_jax.data.dataset import Dataset
-from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
+from fer_jax.data.dataset import Dataset, Split
 from fer_jax.data.prepare import load_dataset
-from fer_jax.errors import TrainingError
-from fer_jax.evaluate import Evaluator
+from fer_jax.errors import TrainingError, WorkdirError
+from fer_jax.loop import OnStep, Training
 from fer_jax.machine import devices, distributed
-from fer_jax.machine.devices import BATCH_AXIS
-from fer_jax.models import create_model
-from fer_jax.models.summary import parameter_counts
 from fer_jax.ops import native
-from fer_jax.runs import plots, record
+from fer_jax.predict import Predict, make_predict
+from fer_jax.runs import checkpoint, openings, plots, record
 from fer_jax.runs import workdir as wd
-from fer_jax.runs.checkpoint import Checkpointer, read_progress
+from fer_jax.runs.checkpoint import Checkpointer
+from fer_jax.runs.clock import Clock
 from fer_jax.runs.progress import Progress
 from fer_jax.runs.stop import Interrupted, StopRequest
-from fer_jax.state import RunningSums, TrainState, create_state
+from fer_jax.state import TrainState
 
 log = logging.getLogger("fer_jax")
 
 SCORE = "valid/accuracy"  # what selects the best checkpoint
 
+type Row = dict[str, Any]  # of the history: an epoch
+type Save = Callable[[TrainState, float | None], None]
 
-def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+
+def train_and_evaluate(
+    config: Config, workdir: Path, on_step: OnStep = lambda state: None
+) -> dict[str, Any]:
     """Trains, or goes on training, and returns the run's record.
 
     Args:
       config: the whole configuration.
       workdir: the run's folder; locked while this runs. A run that is complete there is not
         repeated.
+      on_step: called with the state after every step, or after several that are one program.
 
     Returns:
       What `results.json` holds.
 
     Raises:
-      ValueError: for a configuration that makes no sense.
+      ConfigError: for a configuration that makes no sense.
+      DataError: if the data set cannot be read.
       TrainingError: if the folder holds another run, or the loss is not finite.
+      WorkdirError: if the folder cannot be used.
+      CheckpointError: if a checkpoint cannot be written or read.
       Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     validate(config)
     with _locked(workdir), StopRequest() as stop:
-        done = _finished(config, workdir)
+        done = distributed.on_first(_finished)(config, workdir)
         if done is not None:
             log.info("This run is complete: %s", workdir / "results.json")
             return done
-        return _Run(config, workdir, stop).finish()
+        clock = Clock()
+        with clock.span("load"):
+            dataset = load_dataset(config.data)
+        before = distributed.on_first(_read_before)(config, workdir, dataset)
+        run = _build(config, workdir, dataset, before, clock, stop)
+        with _opened(workdir) as checkpoints:
+            state, history, resumed_at = _start(run, checkpoints)
+            save = _make_save(run, checkpoints, history, resumed_at)
+            _train(run, state, history, save, on_step)
+            distributed.on_first(checkpoints.wait)()
+        results = _finish(run, history, resumed_at)
+        distributed.on_first(_write)(results, workdir)
+        return results
+
+
+def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run on one split; the folder need not be writable.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      split: `train`, `valid` or `test`. Opening test for a checkpoint that it was not opened for
+        before is counted in the folder, which must be writable for that.
+
+    Returns:
+      The metrics that :func:`fer_jax.metrics.of_split` describes.
+
+    Raises:
+      ConfigError: for a configuration that makes no sense.
+      DataError: if the data set cannot be read.
+      TrainingError: if there is no checkpoint, or one of another configuration.
+      CheckpointError: if the best checkpoint is damaged.
+      WorkdirError: if opening test cannot be counted.
+    """
+    validate(config)
+    dataset = load_dataset(config.data)
+    before = distributed.on_first(_read_before)(config, workdir, dataset)
+    if before is None:
+        raise TrainingError(
+            f"no checkpoint in {workdir}; train first (--mode=train), or name the run's folder "
+            "with --workdir=PATH"
+        )
+    best = distributed.on_first(_best)(before["history"], workdir)
+    model, mesh = loop.create_network(config, len(dataset.classes), requested=0)
+    variables = distributed.on_first(checkpoint.load_variables)(workdir, best["step"])
+    checkpoint.check_variables(variables, model, workdir)
+    predict = make_predict(model, mesh, config.eval.batch_size)
+    placed = devices.put(variables, devices.replicated(mesh))
+    if split == "test":
+        with _locked_for_test(workdir, variables):
+            _, log_probs = _open_test(dataset, predict, placed, best, workdir)
+    else:
+        log_probs = predict(placed, dataset.splits[split].images)
+    found = _measure(dataset, split, log_probs)
+    _compare(found, split, best)
+    return found
+
+
+# Before training
 
 
 @contextlib.contextmanager
@@ -75,6 +139,15 @@ def _locked(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         distributed.on_first(lambda: stack.enter_context(wd.locked(workdir)))()
         yield
+
+
+@contextlib.contextmanager
+def _opened(workdir: Path) -> Iterator[Checkpointer]:
+    """Opens the checkpoints on the first process; the others have one that they may not use."""
+    checkpoints = Checkpointer(workdir)
+    with contextlib.ExitStack() as stack:
+        distributed.on_first(lambda: bool(stack.enter_context(checkpoints)))()
+        yield checkpoints
 
 
 def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> None:
@@ -87,392 +160,373 @@ def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> No
         )
 
 
-@distributed.on_first
+def _refuse_fewer_epochs(config: Config, history: list[Row], workdir: Path) -> None:
+    if config.train.epochs < len(history):
+        raise TrainingError(
+            f"{workdir} holds a run of {len(history)} epochs, but config.train.epochs is "
+            f"{config.train.epochs}. Ask for {len(history)} or more to go on, or give a shorter "
+            "run a folder of its own with --workdir=PATH"
+        )
+
+
 def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """Returns the record of a complete run with this configuration, if there is one."""
-    found = wd.read_json(workdir / "results.json")
+    path = workdir / "results.json"
+    found = wd.read_json(path)
     if found is None:
         return None
-    _refuse_changes(config, found["config"], workdir)
-    return None if changed_fields(config, found["config"]) else found
+    try:
+        before, history, _ = found["config"], found["history"], found["metrics"]
+    except (KeyError, TypeError):
+        raise WorkdirError(f"{path} is not a run's record; move it away to go on") from None
+    _refuse_changes(config, before, workdir)
+    if not changed_fields(config, before):
+        return found
+    _refuse_fewer_epochs(config, history, workdir)
+    return None
 
 
+def _read_before(config: Config, workdir: Path, dataset: Dataset) -> dict[str, Any] | None:
+    """Returns what the run so far knows, if it can go on with this configuration and data."""
+    before = checkpoint.read_progress(workdir)
+    if before is None:
+        return None
+    _refuse_changes(config, before["config"], workdir)
+    if before["source_sha256"] != dataset.source_sha256:
+        raise TrainingError(
+            f"{workdir} holds a run on other data (SHA-256 {before['source_sha256'][:12]} -> "
+            f"{dataset.source_sha256[:12]}). Give the same data to go on, or --workdir=PATH for a "
+            "new run"
+        )
+    return before
+
+
+@dataclasses.dataclass(frozen=True)
 class _Run:
-    """One run: what is built once from the configuration, and what changes from epoch to epoch."""
+    """What a run is built of, once; nothing in it changes but the clock and the stop request.
 
-    def __init__(self, config: Config, workdir: Path, stop: StopRequest):
-        self.config = config
-        self.workdir = workdir
-        self.stop = stop
-        self.dataset: Dataset = load_dataset(config.data)
-        self.checkpoints = Checkpointer(workdir)
-        self.history: list[dict[str, Any]] = []
-        # `train_cpu` is what the process used of all cores: it does not grow with other work there.
-        names = ("compile", "train", "train_cpu", "evaluate", "checkpoint")
-        self.seconds: dict[str, float] = dict.fromkeys(names, 0.0)
-        self.resumed_at: list[int] = []
+    Attributes:
+      train: the images that are trained on, perhaps not all of the data set's.
+      start: the variables to begin with, on the host; None: those that the seed gives.
+      arithmetic: what results depend on by their rounding.
+    """
 
-        before = self._read_before()
-        self.model = create_model(config.model, axis_name=BATCH_AXIS)
-        self.mesh = devices.create_mesh(
-            config.train.devices or (before["devices"] if before else 0),
-            config.train.batch_size,
-            parameter_counts(self.model)[0],
-        )
-        self.arithmetic = {"devices": self.mesh.size, "convolutions": native.convolutions()}
-        for name, value in self.arithmetic.items():
-            if before and before[name] != value:
-                log.warning(
-                    "Going on with %s %s instead of %s: equal to rounding, not to the bit",
-                    *(value, name, before[name]),
-                )
-        self.platform = self.mesh.devices.flat[0].platform
-        pipeline = config.data.pipeline
-        if pipeline == "auto":
-            pipeline = "stream" if self.platform == "cpu" else "resident"
-        self.pipeline = pipeline
-        self.evaluator = Evaluator(self.model, self.mesh, self.dataset, config.eval.batch_size)
-        fresh = self._create_state()
-        if config.train.start_from is not None:
-            fresh = self._start_from(Path(config.train.start_from), fresh)
-        self.train = self.dataset.splits["train"]
-        self.per_epoch = steps_per_epoch(len(self.train.labels), config.train.batch_size)
-        self.tx = optim.create_optimizer(config, self.per_epoch)
-        self.class_weights = (
-            steps.balanced_class_weights(np.asarray(self.train.labels))
-            if config.train.class_weights == "balanced"
-            else None
-        )
-        self.state = self._restore_or(fresh)
+    config: Config
+    workdir: Path
+    dataset: Dataset
+    train: Split
+    training: Training
+    predict: Predict
+    pipeline: str
+    start: Any | None
+    arithmetic: dict[str, Any]
+    clock: Clock
+    stop: StopRequest
 
-    # Starting
 
-    @distributed.on_first
-    def _read_before(self) -> dict[str, Any] | None:
-        before = read_progress(self.workdir)
-        if before is None:
-            return None
-        _refuse_changes(self.config, before["config"], self.workdir)
-        if before["source_sha256"] != self.dataset.source_sha256:
-            raise TrainingError(
-                f"{self.workdir} holds a run on other data (SHA-256 {before['source_sha256'][:12]} "
-                f"-> {self.dataset.source_sha256[:12]}). Give the same data to go on, or "
-                "--workdir=PATH for a new run"
+def _build(
+    config: Config,
+    workdir: Path,
+    dataset: Dataset,
+    before: dict[str, Any] | None,
+    clock: Clock,
+    stop: StopRequest,
+) -> _Run:
+    if before:
+        _refuse_fewer_epochs(config, before["history"], workdir)
+    classes = len(dataset.classes)
+    model, mesh = _create_network(config, classes, before)
+    arithmetic = {
+        "platform": mesh.devices.flat[0].platform,
+        "devices": mesh.size,
+        "convolutions": native.convolutions(),
+    }
+    for name, value in arithmetic.items():
+        if before and before[name] != value:
+            log.warning(
+                "Going on with %s %s instead of %s: equal to rounding, not to the bit",
+                *(value, name, before[name]),
             )
-        return before
-
-    def _create_state(self) -> TrainState:
-        # The schedule's length, known later, changes no array of the optimiser's first state.
-        tx = optim.create_optimizer(self.config, 1)
-        create = jax.jit(create_state, static_argnums=(0, 1, 3))
-        averaged = bool(self.config.train.ema_decay)
-        return create(self.model, tx, jnp.uint32(self.config.seed), averaged)
-
-    def _start_from(self, folder: Path, fresh: TrainState) -> TrainState:
-        start = self._place(progressive.best_of(folder, fresh))
-        if self.config.train.drop_disagreeing:
-            before = len(self.dataset.splits["train"].labels)
-            self.dataset = progressive.without_disagreement(
-                self.dataset, self.evaluator, start.variables
-            )
-            kept = len(self.dataset.splits["train"].labels)
+    predict = make_predict(model, mesh, config.eval.batch_size, clock)
+    train, start = dataset.splits["train"], None
+    if config.train.start_from is not None:
+        folder = Path(config.train.start_from).expanduser()
+        start = distributed.on_first(progressive.best_variables)(folder)
+        checkpoint.check_variables(start, model, folder)
+        if config.train.drop_disagreeing:
+            placed = devices.put(start, devices.replicated(mesh))
+            train = progressive.drop_disagreeing(train, predict(placed, train.images))
             log.info(
-                "Keeping the %d of %d training images that %s agrees with", kept, before, folder
+                "Keeping the %d of %d training images that %s agrees with",
+                *(len(train.labels), len(dataset.splits["train"].labels), folder),
             )
-        return fresh.replace(params=start.params, batch_stats=start.batch_stats)
+    training = loop.create_training(config, model, mesh, train.labels, classes)
+    pipeline = loop.choose_pipeline(config.data.pipeline, mesh)
+    return _Run(
+        config, workdir, dataset, train, training, predict, pipeline, start, arithmetic, clock, stop
+    )
 
-    def _restore_or(self, fresh: TrainState) -> TrainState:
-        restored = self.checkpoints.restore_latest(fresh)
-        if restored is None:
-            return self._place(fresh)
-        state, progress = restored
-        self.history = progress["history"]
-        self.seconds = progress["seconds"]
-        self.resumed_at = [*progress["resumed_at"], int(state.step)]
-        log.info("Going on from step %d of %s", int(state.step), self.workdir)
-        return self._place(state)
 
-    def _place(self, state: Any) -> Any:
-        return devices.put(jax.device_get(state), devices.replicated(self.mesh))
+def _create_network(config: Config, classes: int, before: dict[str, Any] | None) -> Any:
+    """Builds network and mesh; a run goes on with its number of devices if they are there."""
+    if before and not config.train.devices and before["platform"] == jax.default_backend():
+        with contextlib.suppress(ValueError):  # they are not there
+            return loop.create_network(config, classes, before["devices"])
+    return loop.create_network(config, classes)
 
-    # The run
 
-    def finish(self) -> dict[str, Any]:
-        """Trains to the end, evaluates the best checkpoint and writes the record."""
-        start = time.perf_counter()
-        rows = wd.Log(self.workdir, self.history) if distributed.is_first() else None
+def _start(run: _Run, checkpoints: Checkpointer) -> tuple[TrainState, list[Row], list[int]]:
+    """Returns the state to go on from, on the devices, the history and where it was resumed."""
+    fresh = run.training.create_state()
+    restored = distributed.on_first(checkpoints.restore_latest)(fresh)
+    if restored is None:
+        if run.start is not None:
+            fresh = fresh.replace(**run.training.place(run.start))
+        return fresh, [], []
+    state, progress = restored
+    run.clock.resume(progress["seconds"])
+    log.info("Going on from step %d of %s", int(state.step), run.workdir)
+    resumed_at = [*progress["resumed_at"], int(state.step)]
+    return run.training.place(state), progress["history"], resumed_at
+
+
+# Training
+
+
+def _make_save(
+    run: _Run, checkpoints: Checkpointer, history: list[Row], resumed_at: list[int]
+) -> Save:
+    def save(state: TrainState, score: float | None) -> None:
+        with run.clock.span("checkpoint"):
+            progress = {
+                "config": flatten(run.config),
+                **run.arithmetic,
+                "source_sha256": run.dataset.source_sha256,
+                "history": history,
+                "seconds": run.clock.seconds(),
+                "resumed_at": resumed_at,
+            }
+            distributed.on_first(checkpoints.save)(state, progress, score)
+            if score is None:  # asked to stop
+                distributed.on_first(checkpoints.wait)()
+
+    return save
+
+
+def _train(run: _Run, state: TrainState, history: list[Row], save: Save, on_step: OnStep) -> None:
+    """Trains to the end, a checkpoint and a row of the history after every epoch."""
+    per_epoch, batch_size = run.training.per_epoch, run.training.batch_size
+    first, epochs = int(state.step) // per_epoch, run.config.train.epochs
+    train_epoch = None
+    with (
+        Progress(max(epochs - first, 0) * per_epoch * batch_size) as bar,
+        _log(run, history) as add,
+    ):
+
+        def watch(state: TrainState) -> None:
+            step = int(state.step)
+            bar.at(step * batch_size)
+            _refuse_not_finite(int(state.bad_step), per_epoch)
+            on_step(state)
+            # At an epoch's end it is evaluated first; several processes stop together, there.
+            if step % per_epoch and jax.process_count() == 1:
+                _stop_if_asked(run, run.stop.signum or 0, state, save)
+
+        bar.at(int(state.step) * batch_size)
+        for epoch in range(first, epochs):
+            if _is_out_of_patience(run.config.train.patience, history):
+                log.info("No better %s for %d epochs", SCORE, run.config.train.patience)
+                break
+            _stop_if_asked(run, distributed.largest(run.stop.signum or 0), state, save)
+            train_epoch = train_epoch or loop.make_epoch(
+                run.training, run.train, run.pipeline, run.clock
+            )
+            before_s = run.clock.seconds().get("train", 0.0)
+            with run.clock.span("train"):
+                state = train_epoch(state, epoch, watch)
+                jax.block_until_ready(state)
+            train_s = run.clock.seconds()["train"] - before_s
+            row = _end_epoch(run, state, epoch, train_s)
+            history.append(row)
+            add(row)
+            if distributed.is_first():
+                bar.epoch(row, epochs)
+            save(state, row[SCORE])
+        _stop_if_asked(run, distributed.largest(run.stop.signum or 0), state, save)
+
+
+@contextlib.contextmanager
+def _log(run: _Run, history: list[Row]) -> Iterator[Callable[[Row], None]]:
+    """Opens the run's log on the first process; yields what adds a row to it."""
+    if not distributed.is_first():
+        yield lambda row: None
+        return
+    with contextlib.closing(wd.Log(run.workdir, history)) as rows:
+        yield rows.add
+
+
+def _refuse_not_finite(bad_step: int, per_epoch: int) -> None:
+    if bad_step >= 0:
+        raise TrainingError(
+            f"the loss is not finite at step {bad_step} (epoch {bad_step // per_epoch + 1}). The "
+            "last good checkpoint is kept; try a lower --config.train.learning_rate in a new "
+            "--workdir"
+        )
+
+
+def _stop_if_asked(run: _Run, signum: int, state: TrainState, save: Save) -> None:
+    if not signum:
+        return
+    save(state, None)
+    raise Interrupted(
+        signum,
+        f"Stopped by {signal.Signals(signum).name} at step {int(state.step)}; saved in "
+        f"{run.workdir}. The same command goes on from there",
+    )
+
+
+def _is_out_of_patience(patience: int, history: list[Row]) -> bool:
+    if not patience or not history:
+        return False
+    best = max(history, key=lambda row: row[SCORE])  # the earliest of equals
+    return history[-1]["epoch"] - best["epoch"] >= patience
+
+
+def _end_epoch(run: _Run, state: TrainState, epoch: int, train_s: float) -> Row:
+    """Evaluates the state after an epoch and returns its row."""
+    row: Row = {"epoch": epoch + 1, "step": int(state.step)}
+    row |= {f"train_running/{name}": value for name, value in state.running.means().items()}
+    for split in ["valid"] + ["train"] * run.config.train.eval_on_train:
+        log_probs = run.predict(state.variables, run.dataset.splits[split].images)
+        found = _measure(run.dataset, split, log_probs)
+        names = ("loss", "accuracy", "accuracy_unique", "macro_f1")
+        row |= {f"{split}/{name}": found[name] for name in names}
+    row["train_s"] = round(train_s, 3)
+    if not math.isfinite(row["valid/loss"]):
+        raise TrainingError(
+            f"the valid loss is not finite after epoch {epoch + 1}. The last good checkpoint is "
+            "kept; try a lower --config.train.learning_rate in a new --workdir"
+        )
+    return row
+
+
+# The end
+
+
+def _best(history: list[Row], workdir: Path) -> Row:
+    """Returns the row with the best valid accuracy, the earliest of equals, of those kept."""
+    there = set(checkpoint.steps_in(workdir))
+    rows = [row for row in history if row["step"] in there]
+    if not rows:
+        raise TrainingError(f"no epoch has been completed in {workdir}; train first")
+    return max(rows, key=lambda row: row[SCORE])
+
+
+def _measure(dataset: Dataset, split: str, log_probs: np.ndarray) -> dict[str, Any]:
+    found = dataset.splits[split]
+    return metrics.of_split(found.labels, found.in_train, log_probs, dataset.classes)
+
+
+def _open_test(
+    dataset: Dataset, predict: Predict, variables: Any, best: Row, workdir: Path
+) -> tuple[int, np.ndarray]:
+    """Returns how often test has been opened by now, and its log-probabilities.
+
+    What test gives for a checkpoint is kept in the folder before anything else is done with it.
+    """
+    key = checkpoint.fingerprint(variables)
+    opened, log_probs = distributed.on_first(openings.find)(workdir, key)
+    if log_probs is None:
+        if opened:
+            log.warning(
+                "Test was opened before, for another checkpoint of this run: this is opening %d, "
+                "and the run is no longer one whose test result was seen once",
+                opened + 1,
+            )
+        log_probs = predict(variables, dataset.splits["test"].images)
+        opened = distributed.on_first(openings.keep)(workdir, best["epoch"], key, log_probs)
+    return opened, log_probs
+
+
+@contextlib.contextmanager
+def _locked_for_test(workdir: Path, variables: Any) -> Iterator[None]:
+    """Holds the folder if opening test is still to be counted there."""
+
+    def is_open() -> bool:
+        return openings.find(workdir, checkpoint.fingerprint(variables))[1] is not None
+
+    if distributed.on_first(is_open)():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
         try:
-            with self.checkpoints:
-                self._train(rows)
-                self.checkpoints.wait()
-                best = self.best()
-                results = self._evaluate_best(self.best_state(best), best)
-        finally:
-            if rows:
-                rows.close()
-        self.seconds["total"] = self.seconds.get("total", 0.0) + time.perf_counter() - start
-        results["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
-        self._write(results)
-        return results
+            stack.enter_context(_locked(workdir))
+        except WorkdirError as error:
+            raise WorkdirError(
+                f"opening test is counted in the run's folder, and that is not possible: {error}"
+            ) from error
+        yield
 
-    @distributed.on_first
-    def _write(self, results: dict[str, Any]) -> None:
-        plots.learning_curves(self.history, self.workdir / "learning_curves.png")
+
+def _compare(found: dict[str, Any], split: str, best: Row) -> None:
+    """Warns if a checkpoint gives other numbers than it gave when it was saved."""
+    expected, accuracy = best.get(f"{split}/accuracy"), found["accuracy"]
+    # Rounding moves an image over a border now and then.
+    if expected is not None and abs(accuracy - expected) > max(2 / found["count"], 1e-3):
+        log.warning(
+            "Accuracy on %s is %.4f, but was %.4f when the checkpoint was saved: do code, data and "
+            "machine compute the same?",
+            *(split, accuracy, expected),
+        )
+
+
+def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, Any]:
+    """Evaluates the best checkpoint on every split and returns the record."""
+    best = distributed.on_first(_best)(history, run.workdir)
+    variables = distributed.on_first(checkpoint.load_variables)(run.workdir, best["step"])
+    placed = run.training.place(variables)
+    log_probs = {n: run.predict(placed, run.dataset.splits[n].images) for n in ("train", "valid")}
+    opened, log_probs["test"] = _open_test(run.dataset, run.predict, placed, best, run.workdir)
+    found = {split: _measure(run.dataset, split, values) for split, values in log_probs.items()}
+    _compare(found["valid"], "valid", best)
+    return {
+        "format": record.FORMAT,
+        "experiment": run.config.experiment,
+        "seed": run.config.seed,
+        "config": record.describe_config(run.config),
+        "dataset": record.describe_dataset(run.dataset),
+        **record.environment(),
+        "devices": run.training.mesh.size,
+        "pipeline": run.pipeline,
+        "train_images": len(run.train.labels),
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        "epochs_run": len(history),
+        "best_epoch": best["epoch"],
+        "best_step": best["step"],
+        "resumed_at": resumed_at,
+        "test_evaluations": opened,
+        "history": history,
+        "metrics": found,
+        "predictions": {
+            split: record.encode_predictions(run.dataset, split, np.exp(log_probs[split]))
+            for split in ("valid", "test")
+        },
+        "seconds": {name: round(value, 3) for name, value in run.clock.seconds().items()},
+    }
+
+
+def _write(results: dict[str, Any], workdir: Path) -> None:
+    try:
+        plots.learning_curves(results["history"], workdir / "learning_curves.png")
         for split in ("valid", "test"):
             plots.confusion_matrix(
                 results["metrics"][split]["confusion"],
-                f"{self.config.experiment}, {split}",
-                self.workdir / f"confusion_{split}.png",
+                f"{results['experiment']}, {split}",
+                workdir / f"confusion_{split}.png",
             )
-        wd.write_json(self.workdir / "results.json", results)
-
-    def _train(self, rows: wd.Log | None) -> None:
-        epochs = self.config.train.epochs
-        first = int(self.state.step) // self.per_epoch
-        images = self.config.train.batch_size
-        total = max(epochs - first, 0) * self.per_epoch
-        train_epoch = None
-        with Progress(total * images) as progress:
-            for epoch in range(first, epochs):
-                if self._out_of_patience(epoch):
-                    log.info("No better %s for %d epochs", SCORE, self.config.train.patience)
-                    break
-                train_epoch = train_epoch or self._make_epoch()
-                started, cpu_started = time.perf_counter(), time.process_time()
-                train_epoch(epoch, progress)
-                jax.block_until_ready(self.state)
-                train_s = time.perf_counter() - started
-                self.seconds["train"] += train_s
-                self.seconds["train_cpu"] += time.process_time() - cpu_started
-                row = self._end_epoch(epoch, train_s)
-                if rows:
-                    rows.add(row)
-                    progress.epoch(row, epochs)
-                self._checkpoint(row[SCORE])
-                self._stop_if_asked(distributed.largest(self.stop.signum or 0))
-
-    def _make_epoch(self):
-        """Compiles the steps; returns a function (epoch, progress) that trains one epoch."""
-        build = (self.model, self.tx, self.config, self.mesh, self.class_weights)
-        if self.pipeline == "stream":
-            return self._make_streamed_epoch(steps.make_train_step(*build, self.per_epoch))
-        return self._make_resident_epoch(steps.make_resident_steps(*build))
-
-    def _make_streamed_epoch(self, train_step):
-        batch_size = self.config.train.batch_size
-        start_streaming()
-        sharding = devices.sharded(self.mesh)
-        zeros = np.zeros((batch_size, *self.train.images.shape[1:]), np.uint8)
-        example = devices.put((zeros, np.zeros(batch_size, np.int32)), sharding)
-        train_step = self._timed_compile(train_step, self.state, *example)
-
-        def train_epoch(epoch: int, progress: Progress) -> None:
-            order = np.asarray(self._order(epoch))
-            first = self._enter_epoch(epoch)
-            for batch in stream_batches(self.train, order, batch_size, first):
-                placed = devices.put(batch, sharding)  # while the step before is still running
-                self._after_step(progress)
-                self.state = train_step(self.state, *placed)
-            self._wait_for_step(progress)  # a signal is heard after the epoch's evaluation
-
-        return train_epoch
-
-    def _make_resident_epoch(self, train_steps):
-        sharding = devices.replicated(self.mesh)
-        images = devices.put(np.asarray(self.train.images), sharding)
-        labels = devices.put(np.asarray(self.train.labels, np.int32), sharding)
-        if steps.is_scanned(self.mesh):
-            return self._make_scanned_epoch(train_steps, images, labels)
-        example = self._order(0)
-        train_step = self._timed_compile(train_steps, self.state, example, images, labels, 1)
-
-        def train_epoch(epoch: int, progress: Progress) -> None:
-            order = self._order(epoch)
-            for _ in range(self._enter_epoch(epoch), self.per_epoch):
-                self._after_step(progress)
-                self.state = train_step(self.state, order, images, labels)
-            self._wait_for_step(progress)  # a signal is heard after the epoch's evaluation
-
-        return train_epoch
-
-    def _make_scanned_epoch(self, train_steps, images, labels):
-        compiled: dict[int, Any] = {}
-
-        def train_epoch(epoch: int, progress: Progress) -> None:
-            left = self.per_epoch - self._enter_epoch(epoch)
-            number = devices.put(np.int32(epoch), devices.replicated(self.mesh))
-            if left not in compiled:
-                scanned = steps.make_resident_epoch(train_steps, left)
-                compiled[left] = self._timed_compile(scanned, self.state, images, labels, number)
-            self.state = compiled[left](self.state, images, labels, number)
-            self._raise_if_not_finite()
-            progress.advance(left * self.config.train.batch_size)
-
-        return train_epoch
-
-    def _timed_compile(self, function, *args):
-        start = time.perf_counter()
-        compiled = function.lower(*args).compile()
-        self.seconds["compile"] += time.perf_counter() - start
-        return compiled
-
-    def _order(self, epoch: int) -> jax.Array:
-        order = epoch_order(jnp.uint32(self.config.seed), jnp.int32(epoch), len(self.train.labels))
-        return devices.put(np.asarray(order), devices.replicated(self.mesh))
-
-    def _enter_epoch(self, epoch: int) -> int:
-        """Returns the first step to take in an epoch; at its beginning, empties the sums."""
-        first = int(self.state.step) - epoch * self.per_epoch
-        if first == 0:
-            self.state = self.state.replace(running=self._place(RunningSums.zeros()))
-        return first
-
-    def _after_step(self, progress: Progress) -> None:
-        """Waits for the step under way, so that progress is true and a signal is heard soon."""
-        self._wait_for_step(progress)
-        if jax.process_count() == 1:  # several stop together, at the end of an epoch
-            self._stop_if_asked(self.stop.signum or 0)
-
-    def _wait_for_step(self, progress: Progress) -> None:
-        jax.block_until_ready(self.state.step)
-        self._raise_if_not_finite()
-        progress.at(int(self.state.step) * self.config.train.batch_size)
-
-    def _raise_if_not_finite(self) -> None:
-        bad = int(self.state.bad_step)
-        if bad >= 0:
-            raise TrainingError(
-                f"the loss is not finite at step {bad} (epoch {bad // self.per_epoch + 1}). The "
-                "last good checkpoint is kept; try a lower --config.train.learning_rate in a new "
-                "--workdir"
-            )
-
-    def _stop_if_asked(self, signum: int) -> None:
-        if not signum:
-            return
-        self._checkpoint(None)
-        self.checkpoints.wait()
-        raise Interrupted(
-            signum,
-            f"Stopped by {signal.Signals(signum).name} at step {int(self.state.step)}; saved in "
-            f"{self.workdir}. The same command goes on from there",
-        )
-
-    def _end_epoch(self, epoch: int, train_s: float) -> dict[str, Any]:
-        running = self.state.running.means()
-        row: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.state.step)}
-        row |= {f"train_running/{name}": running[name] for name in ("loss", "accuracy")}
-        evaluate = ["valid"] + ["train"] * self.config.train.eval_on_train
-        before = self._evaluator_seconds()
-        for split in evaluate:
-            found, _ = self.evaluator(self.state.variables, split)
-            names = ("loss", "accuracy", "accuracy_unique", "macro_f1")
-            row |= {f"{split}/{name}": found[name] for name in names}
-        self._add_evaluator_seconds(before)
-        row["train_s"] = round(train_s, 3)
-        if not math.isfinite(row["valid/loss"]):
-            raise TrainingError(
-                f"the valid loss is not finite after epoch {epoch + 1}. The last good checkpoint "
-                "is kept; try a lower --config.train.learning_rate in a new --workdir"
-            )
-        self.history.append(row)
-        return row
-
-    def _evaluator_seconds(self) -> tuple[float, float]:
-        return self.evaluator.compile_s, self.evaluator.wall_s
-
-    def _add_evaluator_seconds(self, before: tuple[float, float]) -> None:
-        after = self._evaluator_seconds()
-        self.seconds["compile"] += after[0] - before[0]
-        self.seconds["evaluate"] += after[1] - before[1]
-
-    def _checkpoint(self, score: float | None) -> None:
-        start = time.perf_counter()
-        progress = {
-            "config": flatten(self.config),
-            **self.arithmetic,
-            "source_sha256": self.dataset.source_sha256,
-            "history": self.history,
-            "seconds": self.seconds,
-            "resumed_at": self.resumed_at,
-        }
-        self.checkpoints.save(self.state, progress, score)
-        self.seconds["checkpoint"] += time.perf_counter() - start
-
-    def best(self) -> dict[str, Any]:
-        """Returns the history's row with the best valid accuracy, the earliest of equals."""
-        there = set(self.checkpoints.steps())
-        rows = [row for row in self.history if row["step"] in there]
-        if not rows:
-            raise TrainingError(f"no epoch has been completed in {self.workdir}")
-        return max(rows, key=lambda row: row[SCORE])
-
-    def best_state(self, best: dict[str, Any]) -> TrainState:
-        """Returns the state of a history's row, on the devices."""
-        return self._place(self.checkpoints.restore(self.state, best["step"])[0])
-
-    def _out_of_patience(self, epoch: int) -> bool:
-        patience = self.config.train.patience
-        if not patience or not self.history:
-            return False
-        return epoch - max(self.history, key=lambda row: row[SCORE])["epoch"] >= patience
-
-    # The end
-
-    def _evaluate_best(self, state: TrainState, best: dict[str, Any]) -> dict[str, Any]:
-        before = self._evaluator_seconds()
-        found, predictions = {}, {}
-        for split in ("train", "valid", "test"):
-            if split == "test":
-                opened = distributed.on_first(wd.count_test_opening)(self.workdir)
-            found[split], probabilities = self.evaluator(state.variables, split)
-            if split != "train":
-                predictions[split] = record.encode_predictions(self.dataset, split, probabilities)
-        self._add_evaluator_seconds(before)
-        return {
-            "format": record.FORMAT,
-            "experiment": self.config.experiment,
-            "seed": self.config.seed,
-            "config": record.describe_config(self.config),
-            "dataset": record.describe_dataset(self.dataset),
-            **record.environment(),
-            "devices": self.mesh.size,
-            "pipeline": self.pipeline,
-            "train_images": len(self.train.labels),
-            "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-            "epochs_run": len(self.history),
-            "best_epoch": best["epoch"],
-            "resumed_at": self.resumed_at,
-            "test_evaluations": opened,
-            "history": self.history,
-            "metrics": found,
-            "predictions": predictions,
-        }
-
-
-def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run on one split.
-
-    Args:
-      config: the run's configuration.
-      workdir: the run's folder; locked meanwhile.
-      split: `train`, `valid` or `test`. Opening test is counted in the folder.
-
-    Returns:
-      The metrics, as `Evaluator` describes them.
-
-    Raises:
-      TrainingError: if there is no checkpoint, or one of another configuration.
-    """
-    if not distributed.on_first(lambda: (workdir / "checkpoints").is_dir())():
-        raise TrainingError(
-            f"no checkpoint in {workdir}; train first (--mode=train), or name the run's folder "
-            "with --workdir=PATH"
-        )
-    with _locked(workdir), StopRequest() as stop:
-        run = _Run(config, workdir, stop)
-        with run.checkpoints:
-            state = run.best_state(run.best())
-        if split == "test":
-            distributed.on_first(wd.count_test_opening)(workdir)
-        return run.evaluator(state.variables, split)[0]
+        wd.write_json(workdir / "results.json", results)
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot write the record in {workdir}: {error.strerror or error}. All epochs are "
+            "kept; make room or allow writing there, then run the same command again"
+        ) from error

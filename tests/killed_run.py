@@ -23,15 +23,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_after_step(number: int) -> None:
-    wait_for_step = train._Run._wait_for_step
-
-    def killed(run, progress):
-        wait_for_step(run, progress)
-        if int(run.state.step) == number:
+def kill_after_step(number: int):
+    def on_step(state):
+        if int(state.step) == number:
             die()
 
-    train._Run._wait_for_step = killed
+    return on_step
 
 
 def kill_during_save(number: int, delay_ms: int) -> None:
@@ -53,13 +50,12 @@ def main() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     kind, *numbers = when.split(":")
-    if kind == "step":
-        kill_after_step(int(numbers[0]))
-    elif kind == "save":
+    on_step = kill_after_step(int(numbers[0]) if kind == "step" else -1)
+    if kind == "save":
         kill_during_save(int(numbers[0]), int(numbers[1]))
     devices.setup()
     native.load()
-    train.train_and_evaluate(module.get_config(), Path(workdir))
+    train.train_and_evaluate(module.get_config(), Path(workdir), on_step)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ python process_run.py ADDRESS PROCESSES ID DEVICES_HERE DATA_DIR WORKDIR PIPELIN
 import sys
 from pathlib import Path
 
-import conftest  # registers the tiny network
+import helpers  # registers the tiny network
 import jax
 
 from fer_jax import config as config_lib
-from fer_jax import train
+from fer_jax import predict, steps, train
 from fer_jax.machine import distributed
 from fer_jax.ops import native
 
 
 def tiny_config(data_dir: str, pipeline: str, epochs: int):
-    config = conftest.tiny_config(config_lib.get_config(), data_dir)
+    config = helpers.tiny_config(config_lib.get_config(), data_dir)
     config.data.pipeline = pipeline
     config.train.devices = 0
     config.train.epochs = epochs
@@ -32,7 +32,7 @@ def main() -> None:
     config = tiny_config(data_dir, pipeline, int(epochs))
     if pipeline == "scan":  # what an accelerator runs: epochs and evaluation as one program each
         config.data.pipeline = "resident"
-        train.steps.is_scanned = lambda mesh: True
+        steps.is_scanned = predict.is_scanned = lambda mesh: True
     results = train.train_and_evaluate(config, Path(workdir))
     print("accuracy", results["metrics"]["test"]["accuracy"], results["devices"])
 

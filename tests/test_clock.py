@@ -37,17 +37,39 @@ def test_spans_add_up_by_name_and_an_inner_one_is_not_the_outer_ones(now):
     }
 
 
+def test_spans_that_are_open_count_as_far_as_they_are(now):
+    clock = Clock()
+    with clock.span("train"):
+        now["wall"] += 5
+        with clock.span("compile"):
+            now["wall"] += 1
+        now["wall"] += 2
+        with clock.span("checkpoint"):
+            now["wall"] += 3
+            saved = clock.seconds()
+        now["wall"] += 4
+    assert {k: v for k, v in saved.items() if not k.endswith("_cpu")} == {
+        "train": 7,
+        "compile": 1,
+        "checkpoint": 3,
+        "total": 11,
+    }
+    assert clock.seconds()["train"] == 11
+
+
 def test_a_clock_goes_on_where_an_earlier_one_was_saved(now):
     first = Clock()
     with first.span("train"):
         now["wall"] += 5
     saved = first.seconds()
     now["wall"] += 1000  # lost: after the last checkpoint, or between the sessions
-    second = Clock(saved)
+    second = Clock()
+    now["wall"] += 2
+    second.resume(saved)
     with second.span("train"):
         now["wall"] += 7
     assert second.seconds()["train"] == 12
-    assert second.seconds()["total"] == 12
+    assert second.seconds()["total"] == 14
     assert saved["total"] == 5
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import arrays_of, assert_close, stop_after, tiny_config
 
-from fer_jax import optim, steps, train
+from fer_jax import optim, predict, steps, train
 from fer_jax.machine import devices, distributed
+from fer_jax.models import create_model
 from fer_jax.runs import checkpoint
+from fer_jax.state import create_state
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -27,18 +30,13 @@ def no_plots(monkeypatch):
 
 def params_of(folder):
     """Returns the parameters of the newest checkpoint, as host arrays."""
-    import orbax.checkpoint as ocp
-
-    step = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
-    path = (folder / "checkpoints" / str(step) / "state").resolve()
-    return ocp.StandardCheckpointer().restore(path)["params"]
+    return arrays_of(folder)["params"]
 
 
-def assert_close(a, b, tolerance=1e-4):
-    """Compares each array's distance with its norm: Adam magnifies rounding of tiny gradients."""
-    leaves = jax.tree.leaves_with_path
-    for (path, x), (_, y) in zip(leaves(a), leaves(b), strict=True):
-        assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(x), path
+def scan(monkeypatch):
+    """Runs epochs and evaluation as one program each, as on an accelerator."""
+    monkeypatch.setattr(steps, "is_scanned", lambda mesh: True)
+    monkeypatch.setattr(predict, "is_scanned", lambda mesh: True)
 
 
 def losses(results):
@@ -48,8 +46,6 @@ def losses(results):
 @pytest.fixture(scope="module")
 def one_device(data_dir, tmp_path_factory):
     """A run of two epochs on one device: (parameters, record)."""
-    from conftest import tiny_config
-
     from fer_jax import config as config_lib
 
     folder = tmp_path_factory.mktemp("one_device")
@@ -63,7 +59,7 @@ def one_device(data_dir, tmp_path_factory):
 def test_epochs_scanned_as_on_an_accelerator_train_the_same(
     config, one_device, count, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(steps, "is_scanned", lambda mesh: True)
+    scan(monkeypatch)
     config.train.devices = count
     results = train.train_and_evaluate(config, tmp_path)
     assert_close(one_device[0], params_of(tmp_path))
@@ -76,17 +72,9 @@ def test_epochs_scanned_as_on_an_accelerator_train_the_same(
 def test_a_run_interrupted_within_an_epoch_goes_on_scanned(
     config, one_device, tmp_path, monkeypatch
 ):
-    after_step = train._Run._after_step
-
-    def stop_at_six(run, progress):
-        if int(run.state.step) == 6:
-            run.stop.signum = signal.SIGTERM
-        after_step(run, progress)
-
-    monkeypatch.setattr(train._Run, "_after_step", stop_at_six)
     with pytest.raises(train.Interrupted):
-        train.train_and_evaluate(config, tmp_path)
-    monkeypatch.setattr(steps, "is_scanned", lambda mesh: True)
+        train.train_and_evaluate(config, tmp_path, stop_after(6))
+    scan(monkeypatch)
     results = train.train_and_evaluate(config, tmp_path)
     assert results["resumed_at"] == [6]
     assert_close(one_device[0], params_of(tmp_path))
@@ -106,11 +94,11 @@ def test_a_checkpoint_of_two_devices_goes_on_with_one_or_eight(config, one_devic
 
 def test_no_step_of_an_epoch_asks_the_host(config, dataset):
     mesh = devices.create_mesh(1, 16)
-    model = train.create_model(config.model, axis_name="batch")
+    model = create_model(config.model, axis_name="batch")
     tx = optim.create_optimizer(config, 4)
-    state = jax.eval_shape(lambda: train.create_state(model, tx, 0))
-    resident = steps.make_resident_steps(model, tx, config, mesh)
-    epoch = steps.make_resident_epoch(resident, 4)
+    state = jax.eval_shape(lambda: create_state(model, tx, 0))
+    device_step = steps.make_device_step(model, tx, config, 4)
+    epoch = steps.make_resident_epoch(device_step, mesh, 16, 4)
     images, labels = (
         jax.ShapeDtypeStruct(s, d) for s, d in (((70, 48, 48, 1), np.uint8), ((70,), np.int32))
     )

@@ -1,11 +1,15 @@
-import jax
+import shutil
+
 import numpy as np
 import pytest
+from helpers import arrays_of, assert_same
 
 from fer_jax import config as config_lib
-from fer_jax import train
+from fer_jax import loop, progressive, train
+from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import CheckpointError
-from fer_jax.runs import stop, workdir
+from fer_jax.predict import make_predict
+from fer_jax.runs import checkpoint, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -15,35 +19,58 @@ def first(config, tmp_path):
     """The folder of a finished run of two epochs, and what it predicts for train."""
     config.train.optimizer = "sgd"
     config.train.learning_rate = 0.02
-    train.train_and_evaluate(config, tmp_path / "first")
-    run = train._Run(config, tmp_path / "first", stop.StopRequest())
-    with run.checkpoints:
-        state = run.best_state(run.best())
-    _, probabilities = run.evaluator(state.variables, "train")
-    return tmp_path / "first", jax.device_get(state.params), probabilities.argmax(axis=1)
+    results = train.train_and_evaluate(config, tmp_path / "first")
+    variables = checkpoint.load_variables(tmp_path / "first", results["best_step"])
+    model, mesh = loop.create_network(config)
+    images = load_dataset(config.data).splits["train"].images
+    log_probs = make_predict(model, mesh, 16)(variables, images)
+    return tmp_path / "first", variables["params"], log_probs.argmax(axis=1)
 
 
 def test_a_run_goes_on_from_another_without_what_it_disagrees_with(config, first, tmp_path):
     folder, params, predicted = first
-    agree = predicted == np.asarray(train.load_dataset(config.data).splits["train"].labels)
+    agree = predicted == np.asarray(load_dataset(config.data).splits["train"].labels)
     assert 2 <= agree.sum() < 70
     config.train.start_from = str(folder)
     config.train.drop_disagreeing = True
+    config.train.learning_rate = 0.0
     config.train.batch_size = 2
     config.train.epochs = 1
-    run = train._Run(config, tmp_path / "second", stop.StopRequest())
-    with run.checkpoints:
-        jax.tree.map(np.testing.assert_array_equal, run.state.params, params)
-        assert int(run.state.step) == 0
-        np.testing.assert_array_equal(
-            run.train.labels, run.evaluator._dataset.splits["train"].labels[agree]
-        )
     results = train.train_and_evaluate(config, tmp_path / "second")
     assert results["train_images"] == agree.sum()
+    assert_same(arrays_of(tmp_path / "second")["params"], params)  # it began there
+    assert results["history"][-1]["step"] == agree.sum() // 2
     assert results["metrics"]["train"]["count"] == 70  # evaluated on all of train
     assert results["config"]["train"]["start_from"] == "first"
     assert str(tmp_path) not in (tmp_path / "second" / "results.json").read_text()
     assert train.train_and_evaluate(config, tmp_path / "second") == results
+
+
+def test_a_run_is_evaluated_without_the_folder_that_it_started_from(config, first, tmp_path):
+    folder, _, _ = first
+    config.train.start_from = str(folder)
+    config.train.epochs = 1
+    results = train.train_and_evaluate(config, tmp_path / "second")
+    shutil.rmtree(folder)
+    assert train.evaluate_best(config, tmp_path / "second", "valid") == results["metrics"]["valid"]
+
+
+def test_a_tilde_in_the_folder_is_ones_home(config, first, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.train.start_from = "~/first"
+    config.train.epochs = 1
+    assert train.train_and_evaluate(config, tmp_path / "second")["epochs_run"] == 1
+
+
+def test_the_kept_images_are_those_whose_likeliest_class_is_their_label(dataset):
+    split = dataset.splits["train"]
+    log_probs = np.log(np.full((70, 7), 1e-3, np.float32))
+    log_probs[np.arange(70), split.labels] = 0
+    log_probs[[3, 9]] = log_probs[[4, 10]]
+    kept = progressive.drop_disagreeing(split, log_probs)
+    rows = np.setdiff1d(np.arange(70), [3, 9])
+    for name in ("images", "labels", "ids", "in_train"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(split, name)[rows])
 
 
 def test_without_dropping_all_images_stay(config, first, tmp_path):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import Tiny
 
-from fer_jax import keys, optim, steps
+from fer_jax import keys, loop, optim, steps
 from fer_jax.data import pipeline
 from fer_jax.data.augment import alternating_flips
 from fer_jax.errors import ConfigError
@@ -14,7 +15,6 @@ from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import create_model
 from fer_jax.state import create_state
-from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -37,7 +37,7 @@ def build(config, count=1):
     model = create_model(config.model, axis_name=BATCH_AXIS)
     tx = optim.create_optimizer(config, PER_EPOCH)
     state = create_state(model, tx, config.seed, bool(config.train.ema_decay))
-    step = steps.make_train_step(model, tx, config, mesh, None, PER_EPOCH)
+    step = steps.make_train_step(steps.make_device_step(model, tx, config, PER_EPOCH), mesh)
     return mesh, model, tx, step, devices.put(jax.device_get(state), devices.replicated(mesh))
 
 
@@ -99,14 +99,15 @@ def test_resident_steps_see_the_streamed_batches(config, dataset):
     images, labels = np.asarray(train.images), np.asarray(train.labels, np.int32)
     soft = soft_of(len(labels))
     mesh, model, tx, _, state = build(config, 2)
-    resident = steps.make_resident_steps(model, tx, config, mesh)
+    device_step = steps.make_device_step(model, tx, config, PER_EPOCH)
+    resident = steps.make_resident_step(device_step, mesh, 16)
     orders = [np.asarray(pipeline.epoch_order(jnp.uint32(0), e, len(labels))) for e in (0, 1)]
     rows = [order[16 * i : 16 * (i + 1)] for order in orders for i in range(PER_EPOCH)]
     streamed = run(config, [(images[r], (labels[r], soft[r])) for r in rows], 2)[-1]
     placed = devices.put((images, (labels, soft)), devices.replicated(mesh))
     for order in orders:
         for _ in range(PER_EPOCH):
-            state = resident(state, devices.put(order, devices.replicated(mesh)), *placed, 1)
+            state = resident(state, devices.put(order, devices.replicated(mesh)), *placed)
     assert_close(state.params, streamed.params, 1e-3)
     assert_close(state.averages, streamed.averages, 1e-3)
 
@@ -235,6 +236,7 @@ def test_alternating_flips_follow_the_epoch(config, dataset, monkeypatch):
 def test_pairs_must_lie_on_one_device(config):
     config.train.mixup = 1.0
     config.train.batch_size = 24
-    build(config, 4)
+    labels = np.zeros(70, np.uint8)
+    loop.create_training(config, *loop.create_network(config, requested=4), labels)
     with pytest.raises(ConfigError, match="puts 3 images on each device"):
-        build(config, 8)
+        loop.create_training(config, *loop.create_network(config, requested=8), labels)

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
+from helpers import ROOT, arrays_of, assert_same, without_timings
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = 7  # of four steps
 
 EXPERIMENT = """
@@ -82,28 +80,15 @@ def launch(environment, *arguments, limits=()):
     )
 
 
-def arrays_of(folder, step=None):
-    """Returns every array of a checkpoint, by default the newest, read with orbax alone."""
-    import orbax.checkpoint as ocp
-
-    steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
-    step = max(steps) if step is None else step
-    state = ocp.StandardCheckpointer().restore(folder / "checkpoints" / str(step) / "state")
-    import jax
-
-    return jax.tree.map(np.asarray, state)
-
-
 def outcome(folder):
     """Returns all of a run that must not depend on its having been killed."""
     results = json.loads((folder / "results.json").read_text())
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    timeless = lambda rows: [{k: v for k, v in r.items() if k != "train_s"} for r in rows]  # noqa: E731
     return {
         "metrics": results["metrics"],
         "predictions": results["predictions"],
-        "history": timeless(results["history"]),
-        "log": timeless(rows),
+        "history": without_timings(results["history"]),
+        "log": without_timings(rows),
         "best_epoch": results["best_epoch"],
         "test_evaluations": results["test_evaluations"],
     }
@@ -112,8 +97,6 @@ def outcome(folder):
 def test_a_run_killed_over_and_over_ends_as_one_never_interrupted(
     experiment, tmp_path, environment
 ):
-    import jax
-
     assert len(KILLS) >= 20
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = killed_run(experiment, whole, "never", environment)
@@ -125,7 +108,7 @@ def test_a_run_killed_over_and_over_ends_as_one_never_interrupted(
     done = killed_run(experiment, killed, "never", environment)
     assert done.returncode == 0, done.stderr
     assert outcome(killed) == outcome(whole)
-    jax.tree.map(np.testing.assert_array_equal, arrays_of(killed), arrays_of(whole))
+    assert_same(arrays_of(killed), arrays_of(whole))
     resumed = json.loads((killed / "results.json").read_text())["resumed_at"]
     assert len(resumed) > 3
     assert resumed == sorted(resumed)
@@ -203,9 +186,7 @@ def one_epoch_then(experiment, folder, environment, *limits):
 
 
 def assert_intact(folder, before):
-    import jax
-
-    jax.tree.map(np.testing.assert_array_equal, before, arrays_of(folder, int(before["step"])))
+    assert_same(before, arrays_of(folder, int(before["step"])))
 
 
 def test_a_limit_on_file_size_is_a_clear_error(experiment, tmp_path, environment):

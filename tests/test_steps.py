@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close
 from jax.sharding import PartitionSpec as P
 
 from fer_jax import keys, optim, steps
@@ -31,17 +32,11 @@ def batch_of(dataset, size):
 
 def run_steps(config, dataset, count=1, number=3):
     mesh, model, tx, state = build(config, count)
-    step = steps.make_train_step(model, tx, config, mesh)
+    step = steps.make_train_step(steps.make_device_step(model, tx, config, 4), mesh)
     batch = devices.put(batch_of(dataset, config.train.batch_size), devices.sharded(mesh))
     for _ in range(number):
         state = step(state, *batch)
     return jax.device_get(state), step
-
-
-def assert_close(a, b, tolerance=1e-4):
-    """Compares each array's distance with its norm: Adam magnifies rounding of tiny gradients."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(x)
 
 
 def assert_trees(compare, a, b, **kwargs):
@@ -111,19 +106,20 @@ def test_resident_steps_see_the_streamed_batches(config, dataset):
     train = dataset.splits["train"]
     images, labels = np.asarray(train.images), np.asarray(train.labels, np.int32)
     order = pipeline.epoch_order(jnp.uint32(0), jnp.int32(0), len(labels))
-    resident = steps.make_resident_steps(model, tx, config, mesh)
+    device_step = steps.make_device_step(model, tx, config, 4)
+    resident = steps.make_resident_step(device_step, mesh, 16)
     placed = devices.put((np.asarray(order), images, labels), devices.replicated(mesh))
     by_one = jax.device_get(state)
     for _ in range(3):
-        state = resident(state, *placed, 1)
+        state = resident(state, *placed)
     streamed = devices.put(by_one, devices.replicated(mesh))
-    step = steps.make_train_step(model, tx, config, mesh)
+    step = steps.make_train_step(device_step, mesh)
     for i in range(3):
         rows = np.asarray(order)[16 * i : 16 * (i + 1)]
         streamed = step(streamed, *devices.put((images[rows], labels[rows]), devices.sharded(mesh)))
     assert_close(state.params, streamed.params)
     scanned = devices.put(by_one, devices.replicated(mesh))
-    epoch = steps.make_resident_epoch(resident, 3)
+    epoch = steps.make_resident_epoch(device_step, mesh, 16, 3)
     scanned = epoch(scanned, *placed[1:], devices.put(np.int32(0), devices.replicated(mesh)))
     assert_close(scanned.params, streamed.params)
     assert scanned.running.correct == streamed.running.correct
@@ -155,7 +151,7 @@ def test_jit_changes_nothing_but_rounding(config, dataset):
 
 def test_the_first_step_with_a_loss_that_is_not_finite_is_remembered(config, dataset):
     mesh, model, tx, state = build(config)
-    step = steps.make_train_step(model, tx, config, mesh)
+    step = steps.make_train_step(steps.make_device_step(model, tx, config, 4), mesh)
     batch = devices.put(batch_of(dataset, 16), devices.sharded(mesh))
     state = step(state, *batch)
     poisoned = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)

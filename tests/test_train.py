@@ -1,61 +1,30 @@
+import errno
 import json
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
+from helpers import arrays_of, assert_same, flip_bit, stop_after, tiny_config, without_timings
 
-from fer_jax import train
+from fer_jax import config as config_lib
+from fer_jax import loop, metrics, train
 from fer_jax.data import arrays
 from fer_jax.data.dataset import VERSIONS
-from fer_jax.errors import TrainingError, WorkdirError
-from fer_jax.runs import checkpoint, record, stop, workdir
+from fer_jax.errors import CheckpointError, TrainingError, WorkdirError
+from fer_jax.runs import checkpoint, openings, record, stop, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-TIMINGS = ("train_s",)
-
-
-def without_timings(history):
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in history]
-
-
-def final_params(folder, config, monkeypatch):
-    """Returns the parameters of the newest checkpoint."""
-    run = train._Run(config, folder, stop.StopRequest())
-    with run.checkpoints:
-        return jax.device_get(run.state.params)
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
     """A finished run of three epochs: (configuration, folder, record)."""
     with jax.numpy_dtype_promotion("standard"):
-        config = make_config(data_dir)
+        config = tiny_config(config_lib.get_config(), data_dir)
+        config.train.epochs = 3
         folder = tmp_path_factory.mktemp("finished")
         return config, folder, train.train_and_evaluate(config, folder)
-
-
-def make_config(data_dir):
-    from fer_jax import config as config_lib
-
-    config = config_lib.get_config()
-    with config.unlocked():
-        config.experiment = "tiny"
-        config.model.name = "tiny"
-        config.data.name = "synthetic_faces"
-        config.data.data_dir = str(data_dir)
-        config.data.pipeline = "resident"
-        config.train.batch_size = 16
-        config.train.epochs = 3
-        config.train.devices = 1
-        config.eval.batch_size = 16
-    return config
 
 
 def test_the_record_says_what_was_run(finished):
@@ -112,11 +81,8 @@ def test_more_epochs_go_on_to_the_same_bits(finished, tmp_path):
     assert without_timings(grown["history"]) == without_timings(whole["history"])
     assert grown["metrics"] == whole["metrics"]
     assert grown["predictions"] == whole["predictions"]
-    assert grown["test_evaluations"] == 2  # it had been opened after three epochs
-    assert_same(
-        final_params(tmp_path / "grown", longer, None),
-        final_params(tmp_path / "whole", longer, None),
-    )
+    assert grown["test_evaluations"] == 1  # the best of five epochs is the best of three
+    assert_same(arrays_of(tmp_path / "grown"), arrays_of(tmp_path / "whole"))
 
 
 @pytest.mark.slow
@@ -157,34 +123,39 @@ def test_epochs_may_not_grow_where_the_schedule_depends_on_them(config, tmp_path
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
-    run = train._Run(config, tmp_path, stop.StopRequest())
-    with run.checkpoints:
-        poisoned = jax.tree.map(lambda p: p * np.float32("nan"), run.state.params)
-        run.state = run.state.replace(params=poisoned)
-        config.train.epochs = 2
-        with pytest.raises(TrainingError, match=r"not finite at step 4 \(epoch 2\)"):
-            run.finish()
+    model, mesh = loop.create_network(config)
+    training = loop.create_training(config, model, mesh, np.zeros(70, np.uint8))
+    with checkpoint.Checkpointer(tmp_path) as checkpoints:
+        state, progress = checkpoints.restore(training.create_state(), 4)
+        params = jax.tree.map(lambda p: p * np.float32("nan"), state.params)
+        checkpoints.save(state.replace(step=np.int32(5), params=params), progress, None)
+    config.train.epochs = 2
+    with pytest.raises(TrainingError, match=r"not finite at step 5 \(epoch 2\)"):
+        train.train_and_evaluate(config, tmp_path)
     assert checkpoint.read_progress(tmp_path)["history"][-1]["epoch"] == 1
 
 
 @pytest.mark.parametrize("when", [1, 4, 6])  # 4: the last step of an epoch
-def test_a_run_asked_to_stop_after_any_step_loses_nothing(finished, tmp_path, monkeypatch, when):
+def test_a_run_asked_to_stop_after_any_step_loses_nothing(finished, tmp_path, when):
     config, _, results = finished
-    wait_for_step = train._Run._wait_for_step
-
-    def asked(run, progress):
-        wait_for_step(run, progress)
-        if int(run.state.step) == when:
-            run.stop.signum = signal.SIGTERM
-
-    monkeypatch.setattr(train._Run, "_wait_for_step", asked)
     with pytest.raises(stop.Interrupted, match="Stopped by SIGTERM at step"):
-        train.train_and_evaluate(config, tmp_path)
-    monkeypatch.undo()
+        train.train_and_evaluate(config, tmp_path, stop_after(when))
+    before = checkpoint.read_progress(tmp_path)["seconds"]
     again = train.train_and_evaluate(config, tmp_path)
     assert again["resumed_at"] == [when]
     assert without_timings(again["history"]) == without_timings(results["history"])
     assert again["predictions"] == results["predictions"]
+    # The seconds of both sessions add up.
+    for name in ("train", "compile", "load", "total"):
+        assert again["seconds"][name] > before[name] > 0
+    spans = ("load", "compile", "train", "evaluate", "checkpoint")
+    assert again["seconds"]["total"] >= sum(again["seconds"][name] for name in spans)
+
+
+def test_every_step_is_seen_once(config, tmp_path):
+    seen = []
+    train.train_and_evaluate(config, tmp_path, lambda state: seen.append(int(state.step)))
+    assert seen == list(range(1, 9))
 
 
 def test_patience_ends_a_run_that_learns_nothing(config, tmp_path):
@@ -243,7 +214,7 @@ def test_a_run_goes_on_with_its_number_of_devices(config, tmp_path, caplog):
     config.train.devices = 8
     config.train.epochs = 3
     assert train.train_and_evaluate(config, tmp_path)["devices"] == 8
-    assert "8 devices instead of 2" in caplog.text
+    assert "Going on with 8 devices instead of 2" in caplog.text
 
 
 def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monkeypatch):
@@ -253,6 +224,57 @@ def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monk
     config.train.epochs = 2
     train.train_and_evaluate(config, tmp_path)
     assert "Going on with other convolutions instead of" in caplog.text
+
+
+def test_a_run_goes_on_with_the_devices_that_are_there(config, tmp_path, caplog, monkeypatch):
+    config.train.devices = 0
+    config.train.batch_size = 32
+    config.train.epochs = 1
+    assert train.train_and_evaluate(config, tmp_path)["devices"] == 2
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    assert train.evaluate_best(config, tmp_path, "valid")["count"] == 21
+    config.train.epochs = 2
+    assert train.train_and_evaluate(config, tmp_path)["devices"] == 1
+    assert "Going on with 1 devices instead of 2: equal to rounding" in caplog.text
+
+
+def test_fewer_epochs_than_are_done_are_refused(finished):
+    config, folder, _ = finished
+    shorter = config.copy_and_resolve_references()
+    shorter.train.epochs = 2
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"a run of 3 epochs, but config.train.epochs is 2"):
+        train.train_and_evaluate(shorter, folder)
+    assert (folder / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"config": {}}'])
+def test_what_is_no_record_is_named(finished, tmp_path, text):
+    config, _, _ = finished
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(WorkdirError, match=r"results.json is not a run's record; move it away"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_refused_configuration_leaves_no_checkpoints(config, tmp_path):
+    config.train.devices = 3
+    with pytest.raises(ValueError, match="devices"):
+        train.train_and_evaluate(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_field_that_an_older_run_does_not_have_counts_as_its_default(finished, tmp_path):
+    config, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "older")
+    record = json.loads((tmp_path / "older" / "results.json").read_text())
+    del record["config"]["augment"]["zoom"]
+    workdir.write_json(tmp_path / "older" / "results.json", record)
+    assert train.train_and_evaluate(config, tmp_path / "older") == record
+    zoomed = config.copy_and_resolve_references()
+    zoomed.augment.zoom = 0.5
+    with pytest.raises(TrainingError, match=r"augment.zoom: 0.0 -> 0.5"):
+        train.train_and_evaluate(zoomed, tmp_path / "older")
 
 
 def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
@@ -269,12 +291,70 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
         train.train_and_evaluate(config, tmp_path)
 
 
-def test_evaluate_best_gives_the_records_numbers_and_counts_openings(finished):
+def openings_of(folder):
+    return json.loads((folder / openings.FILE).read_text())
+
+
+def test_evaluate_best_gives_the_records_numbers(finished, caplog):
     config, folder, results = finished
-    assert train.evaluate_best(config, folder, "valid") == results["metrics"]["valid"]
-    assert workdir.read_json(folder / "test_evaluations.json") == 1
-    assert train.evaluate_best(config, folder, "test") == results["metrics"]["test"]
-    assert workdir.read_json(folder / "test_evaluations.json") == 2
+    for split in ("train", "valid", "test"):
+        assert train.evaluate_best(config, folder, split) == results["metrics"][split]
+    assert caplog.text == ""
+    assert len(openings_of(folder)) == 1  # the same opening
+
+
+def test_test_is_opened_for_another_checkpoint_with_a_warning(finished, tmp_path, caplog):
+    config, folder, results = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    best = results["best_step"]
+    shutil.rmtree(tmp_path / "copy" / "checkpoints" / str(best))
+    train.evaluate_best(config, tmp_path / "copy", "test")
+    assert "Test was opened before, for another checkpoint of this run: this is" in caplog.text
+    assert openings_of(tmp_path / "copy")[0]["epoch"] == results["best_epoch"]
+    assert len(openings_of(tmp_path / "copy")) == 2
+
+
+def test_a_run_killed_before_its_record_opens_test_once(finished, tmp_path):
+    config, folder, results = finished
+    shutil.copytree(folder, tmp_path / "killed")
+    (tmp_path / "killed" / "results.json").unlink()
+    again = train.train_and_evaluate(config, tmp_path / "killed")
+    assert again["test_evaluations"] == 1
+    assert (again["metrics"], again["predictions"]) == (results["metrics"], results["predictions"])
+
+
+def test_evaluation_compares_with_the_history(finished, tmp_path, caplog, monkeypatch):
+    config, folder, results = finished
+    row = results["history"][results["best_epoch"] - 1]
+    other = metrics.of_split
+    monkeypatch.setattr(metrics, "of_split", lambda *a: other(*a) | {"accuracy": 0.123})
+    train.evaluate_best(config, folder, "valid")
+    accuracy = f"{row['valid/accuracy']:.4f}"
+    assert f"Accuracy on valid is 0.1230, but was {accuracy} when" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_named(finished, tmp_path):
+    config, folder, results = finished
+    shutil.copytree(folder, tmp_path / "damaged")
+    best = tmp_path / "damaged" / "checkpoints" / str(results["best_step"])
+    flip_bit(best, every=64)
+    with pytest.raises(CheckpointError, match=rf"{best} (cannot be read|is damaged)"):
+        train.evaluate_best(config, tmp_path / "damaged", "valid")
+
+
+def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monkeypatch):
+    config, _, results = finished
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.plots, "learning_curves", full)
+        with pytest.raises(WorkdirError, match=r"cannot write the record in .*No space left"):
+            train.train_and_evaluate(config, tmp_path)
+    again = train.train_and_evaluate(config, tmp_path)
+    assert again["test_evaluations"] == 1
+    assert again["metrics"] == results["metrics"]
 
 
 def test_evaluating_before_training_says_what_to_do(config, tmp_path):

@@ -76,15 +76,11 @@ def _from_keras(path: Path) -> Predictor:
 
 def _from_run(folder: Path) -> Predictor:
     """Loads a run's best checkpoint."""
-    import jax
-
-    from fer_jax import optim
     from fer_jax.config import get_config
     from fer_jax.models import create_model
-    from fer_jax.runs.checkpoint import Checkpointer, read_progress
-    from fer_jax.state import create_state
+    from fer_jax.runs import checkpoint
 
-    progress = read_progress(folder)
+    progress = checkpoint.read_progress(folder)
     if progress is None or not progress["history"]:
         raise CheckpointError(f"{folder} holds no checkpoint of a completed epoch; train it first")
     config: Any = get_config()
@@ -92,16 +88,14 @@ def _from_run(folder: Path) -> Predictor:
         for field, value in progress["config"].items():
             config.update_from_flattened_dict({field: value})
     model = create_model(config.model)
-    tx = optim.create_optimizer(config, 1)  # the schedule's length changes no array's shape
-    abstract = jax.eval_shape(lambda: create_state(model, tx, 0))
-    with Checkpointer(folder) as checkpoints:
-        there = set(checkpoints.steps())
-        rows = [row for row in progress["history"] if row["step"] in there]
-        if not rows:
-            raise CheckpointError(f"the best checkpoint of {folder} is not there any more")
-        best = max(rows, key=lambda row: row[_SCORE])
-        state, _ = checkpoints.restore(abstract, best["step"])
-    return Predictor(model, state.variables, folder.resolve().name)
+    there = set(checkpoint.steps_in(folder))
+    rows = [row for row in progress["history"] if row["step"] in there]
+    if not rows:
+        raise CheckpointError(f"the best checkpoint of {folder} is not there any more")
+    best = max(rows, key=lambda row: row[_SCORE])
+    variables = checkpoint.load_variables(folder, best["step"])
+    checkpoint.check_variables(variables, model, folder)
+    return Predictor(model, variables, folder.resolve().name)
 
 
 def _from_store(folder: Path) -> Predictor:

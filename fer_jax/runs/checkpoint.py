@@ -1,25 +1,30 @@
 """Checkpoints of a run. The only file that imports orbax.
 
 A checkpoint holds the training state and, beside it, what the run knows at that point: its
-configuration, its history and its clock. The two latest and the best on valid are kept.
+configuration, its history and its clock, and the SHA-256 of every array, which is checked when it
+is read. The two latest and the best on valid are kept.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import linen as nn
 from orbax.checkpoint import checkpoint_managers as policies
 
 from fer_jax.errors import CheckpointError
-from fer_jax.machine import distributed
-from fer_jax.state import TrainState
+from fer_jax.labels import IMAGE_SHAPE
+from fer_jax.state import TrainState, variables_of
 
 log = logging.getLogger("fer_jax")
 
@@ -28,33 +33,28 @@ class Checkpointer:
     """Writes and reads the checkpoints under `<workdir>/checkpoints`; a context manager.
 
     Saving returns as soon as the state has been copied; the write goes on behind. Leaving the
-    context waits for it. With several processes, each calls every method and process 0 alone
-    touches the folder.
+    context waits for it. Only one process of a run may enter it: the others get what it returns
+    through `distributed.on_first`.
     """
 
     def __init__(self, workdir: Path):
-        """Opens, or creates, the folder; `workdir` may be relative."""
+        """Touches nothing yet; `workdir` may be relative."""
         self.folder = Path(workdir).resolve() / "checkpoints"
         self._manager: Any = None
-        self._open()
 
-    @distributed.on_first
-    def _open(self) -> None:
+    def __enter__(self) -> "Checkpointer":
+        """Opens the folder, created if missing.
+
+        Raises:
+          CheckpointError: if that fails.
+        """
+
         def score(metrics: dict[str, float]) -> float:
             return metrics["score"]
 
-        policy = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(n=2),
-                policies.BestN(
-                    get_metric_fn=score,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=2), best]),
             best_fn=score,  # without it, orbax would not write the scores down
             enable_async_checkpointing=True,
             create=False,  # orbax does not create folders for one process among several
@@ -64,6 +64,7 @@ class Checkpointer:
         with self._explained("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self
 
     def _set_aside_damaged(self) -> None:
         """Renames checkpoints whose score cannot be read: orbax would refuse to open the folder."""
@@ -75,16 +76,10 @@ class Checkpointer:
                 log.warning("%s cannot be read (%s); set aside as %s.damaged", step, error, step)
                 step.rename(step.with_suffix(".damaged"))
 
-    def __enter__(self) -> "Checkpointer":
-        """Returns itself."""
-        return self
-
     def __exit__(self, kind, *_) -> None:
         """Waits for writes under way; after an error, only closes."""
-        if self._manager is None:
-            return
         try:
-            self._wait()
+            self.wait()
         except CheckpointError:
             if kind is None:
                 raise
@@ -105,7 +100,6 @@ class Checkpointer:
                 "run the same command again"
             ) from error
 
-    @distributed.on_first
     def save(self, state: TrainState, progress: dict[str, Any], score: float | None) -> None:
         """Starts writing a checkpoint named after `state.step`.
 
@@ -129,7 +123,8 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
+                    state=ocp.args.StandardSave(arrays),
+                    progress=ocp.args.JsonSave(progress | {"sha256": checksums(arrays)}),
                 ),
                 metrics=metrics,
             )
@@ -140,29 +135,20 @@ class Checkpointer:
         if free < needed:
             raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
 
-    @distributed.on_first
     def wait(self) -> None:
         """Waits until everything is written.
 
         Raises:
           CheckpointError: if a write failed.
         """
-        self._wait()
-
-    def _wait(self) -> None:
         with self._explained("write"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    @distributed.on_first
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that are there, oldest first."""
-        return self._steps()
-
-    def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    @distributed.on_first
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """Reads one checkpoint.
 
@@ -174,34 +160,28 @@ class Checkpointer:
           The state as host arrays, and the progress saved with it.
 
         Raises:
-          CheckpointError: if it cannot be read or has other shapes.
+          CheckpointError: if it cannot be read, is damaged or has other shapes.
         """
-        return self._restore(state, step)
-
-    def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         # NumPy leaves restore as host arrays: a checkpoint moves between numbers of devices.
         abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
-        try:
+        folder = self.folder / str(step)
+        with _named(folder):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
                 ),
             )
-            state, progress = restored["state"], restored["progress"]
-        except Exception as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}"
-            ) from error
+        state, progress = restored["state"], restored["progress"]
         for ours, theirs in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
             if ours.shape != theirs.shape:
                 raise CheckpointError(
-                    f"checkpoint {self.folder / str(step)} holds an array {theirs.shape} where the "
-                    f"network has {ours.shape}: it belongs to another model"
+                    f"checkpoint {folder} holds an array {theirs.shape} where the network has "
+                    f"{ours.shape}: it belongs to another model"
                 )
+        _verify(folder, state, progress.pop("sha256", {}))
         return state, progress
 
-    @distributed.on_first
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads the newest readable checkpoint, and removes newer ones that are not.
 
@@ -211,11 +191,11 @@ class Checkpointer:
         Raises:
           CheckpointError: if there are checkpoints but none can be read.
         """
-        steps = self._steps()
+        steps = self.steps()
         unreadable = []
         for step in reversed(steps):
             try:
-                restored = self._restore(state, step)
+                restored = self.restore(state, step)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 unreadable.append(step)
@@ -241,14 +221,105 @@ def _only_this_process() -> ocp.options.MultiprocessingOptions:
     )
 
 
+def steps_in(workdir: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a run's folder, oldest first; it is only read."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+
 def read_progress(workdir: Path) -> dict[str, Any] | None:
     """Returns the progress saved with the newest checkpoint that has it readable, else None."""
-    folder = Path(workdir) / "checkpoints"
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    for step in sorted(steps, reverse=True):
+    for step in reversed(steps_in(workdir)):
         with contextlib.suppress(OSError, ValueError):
-            return json.loads((folder / str(step) / "progress" / "metadata").read_text())
+            return _read_progress(workdir / "checkpoints" / str(step))
     return None
+
+
+def _read_progress(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
+
+
+def load_variables(workdir: Path, step: int) -> dict[str, Any]:
+    """Reads what is evaluated of one checkpoint; the folder need not be writable.
+
+    Args:
+      workdir: the run's folder.
+      step: one of :func:`steps_in`.
+
+    Returns:
+      `{"params", "batch_stats"}` of host arrays; see `TrainState.variables`.
+
+    Raises:
+      CheckpointError: if it cannot be read or is damaged.
+    """
+    folder = workdir.resolve() / "checkpoints" / str(step)
+    options = _only_this_process()
+    with (
+        _named(folder),
+        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
+    ):
+        state = checkpointer.restore(folder / "state")
+        sha256 = _read_progress(folder).get("sha256", {})
+    # What is evaluated does not hang on the optimiser.
+    _verify(folder, {n: x for n, x in state.items() if n != "opt_state"}, sha256)
+    return variables_of(state)
+
+
+def check_variables(variables: dict[str, Any], model: nn.Module, folder: Path) -> None:
+    """Raises a CheckpointError if variables that were read in a folder are not a network's."""
+    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.float32)
+    key = jax.random.key(0)
+    expected = {"batch_stats": {}} | jax.eval_shape(
+        functools.partial(model.init, train=False), key, images
+    )
+    ours, theirs = ({n: x.shape for n, x in _by_path(tree)} for tree in (expected, variables))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"the checkpoint in {folder} belongs to another network: {name} is "
+                f"{theirs.get(name, 'not there')}, not {ours.get(name, 'there')}"
+            )
+
+
+def checksums(arrays: Any) -> dict[str, str]:
+    """Returns the SHA-256 of every array of a tree, by its path."""
+    leaves = _by_path(arrays)
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = pool.map(lambda leaf: _sha256(leaf[1]), leaves)
+    return {path: digest for (path, _), digest in zip(leaves, digests, strict=True)}
+
+
+def fingerprint(arrays: Any) -> str:
+    """Returns one SHA-256 of all arrays of a tree and their paths."""
+    return hashlib.sha256(json.dumps(checksums(arrays), sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(array: Any) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _by_path(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+
+
+def _verify(folder: Path, arrays: Any, sha256: dict[str, str]) -> None:
+    """Raises a CheckpointError that names the first array that is not what was saved."""
+    for path, digest in checksums(arrays).items():
+        if sha256.get(path) != digest:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {path} is not what was saved")
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Names the checkpoint in whatever goes wrong while it is read."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be read: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -49,19 +49,21 @@ def encode_predictions(dataset: Dataset, split: str, probabilities: np.ndarray) 
     Args:
       dataset: whose split it is.
       split: its name.
-      probabilities: `[count, 7]` float32, in the split's order.
+      probabilities: `[count, classes]` float32, in the split's order.
 
     Returns:
-      `labels`, a string of digits; `probabilities`, base64 of `[count, 7]` little-endian float16.
+      `labels`, a string with a character for each image, from "0" on (digits, with ten classes or
+      fewer); `probabilities`, base64 of `[count, classes]` little-endian float16.
     """
     return {
-        "labels": "".join(map(str, dataset.splits[split].labels)),
+        "labels": "".join(chr(ord("0") + label) for label in dataset.splits[split].labels),
         "probabilities": base64.b64encode(probabilities.astype("<f2").tobytes()).decode(),
     }
 
 
 def decode_predictions(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Unpacks :func:`encode_predictions`: labels `[n]` int32, probabilities `[n, 7]` float32."""
+    """Unpacks :func:`encode_predictions`: labels `[n]` int32, probabilities
+    `[n, classes]` float32."""
     labels = np.frombuffer(packed["labels"].encode(), np.uint8).astype(np.int32) - ord("0")
     flat = np.frombuffer(base64.b64decode(packed["probabilities"]), "<f2").astype(np.float32)
     return labels, flat.reshape(len(labels), -1)

@@ -256,11 +256,3 @@ def read_json(path: Path) -> Any | None:
         raise WorkdirError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise WorkdirError(f"{path} is not JSON ({error}); move it away to go on") from error
-
-
-def count_test_opening(workdir: Path) -> int:
-    """Notes that test is about to be evaluated once more; returns how often by now."""
-    path = workdir / "test_evaluations.json"
-    count = (read_json(path) or 0) + 1
-    write_json(path, count)
-    return count
