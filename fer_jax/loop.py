@@ -20,6 +20,7 @@ from fer_jax.config import Config
 from fer_jax.data.dataset import Split
 from fer_jax.data.mix import check_share
 from fer_jax.data.pipeline import epoch_order, start_streaming, steps_per_epoch, stream_batches
+from fer_jax.data.select import labels_of
 from fer_jax.labels import NUM_CLASSES
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
@@ -185,7 +186,7 @@ def _make_resident(training: Training, split: Split, clock: Clock) -> Epoch:
     step = _compiled(step, clock)
 
     def train_epoch(state: TrainState, epoch: int, on_step: OnStep) -> TrainState:
-        order = training.place(training.order(epoch, len(labels)))
+        order = training.place(training.order(epoch, len(images)))
         state, first = training.enter(state, epoch)
         for _ in range(first, training.per_epoch):
             state = _wait(step(state, order, images, labels), on_step)
@@ -213,8 +214,8 @@ def _make_scanned(training: Training, split: Split, clock: Clock) -> Epoch:
     return train_epoch
 
 
-def _place_split(training: Training, split: Split) -> tuple[jax.Array, jax.Array]:
-    return training.place((np.asarray(split.images), np.asarray(split.labels, np.int32)))
+def _place_split(training: Training, split: Split) -> tuple[jax.Array, steps.Labels]:
+    return training.place((np.asarray(split.images), labels_of(split)))
 
 
 def _wait(state: TrainState, on_step: OnStep) -> TrainState:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.data.dataset import Split
+from fer_jax.data.select import take
 from fer_jax.errors import CheckpointError
 from fer_jax.runs import checkpoint, workdir
 
@@ -40,10 +41,4 @@ def drop_disagreeing(train: Split, log_probs: np.ndarray) -> Split:
       train: `n` images.
       log_probs: `[n, classes]` float32, the network's for these images.
     """
-    keep = np.flatnonzero(log_probs.argmax(axis=1) == train.labels)
-    return Split(
-        images=np.asarray(train.images)[keep],
-        labels=train.labels[keep],
-        ids=train.ids[keep],
-        in_train=train.in_train[keep],
-    )
+    return take(train, np.flatnonzero(log_probs.argmax(axis=1) == train.labels))

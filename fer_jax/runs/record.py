@@ -38,6 +38,8 @@ def describe_config(config: Config) -> dict[str, Any]:
     plain = config.to_dict()
     if plain["train"]["start_from"]:
         plain["train"]["start_from"] = Path(plain["train"]["start_from"]).name
+    for section, field in (("train", "teachers"), ("ensemble", "members")):
+        plain[section][field] = [Path(folder).name for folder in plain[section][field]]
     for field in ("source", "data_dir"):
         plain["data"].pop(field)
     return plain
