@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -251,6 +252,18 @@ def test_the_manual_folder_is_a_source(tmp_path, monkeypatch):
 def test_empty_paths_are_refused(tmp_path, name, field, value):
     with pytest.raises(DataError, match=rf"config\.data\.{field} is empty"):
         load_dataset(config_of(tmp_path, **{"name": name, field: value}))
+
+
+def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        config = config_of(tmp_path / name, name="synthetic_faces")
+        with pytest.raises(DataError, match=r"cannot prepare .* 50 MB .*--config\.data\.data_dir"):
+            load_dataset(config)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"No space left on device.* 50 MB"):
+        load_dataset(config_of(tmp_path, name="synthetic_faces"))
 
 
 def test_drawn_faces_take_no_source(tmp_path):

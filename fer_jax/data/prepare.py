@@ -1,6 +1,7 @@
 """Opens a data set by its configuration, preparing it first where that has not been done."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -116,7 +117,7 @@ def _prepare(name: str, data_dir: Path, size: int, **kwargs: Any) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(data_dir).free < size:
-            raise OSError(28, "no space left")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with _stoppable():
             _run_builder(name, data_dir, **kwargs)
     except OSError as error:

@@ -230,13 +230,14 @@ class _Search:
             for member in members:
                 match = _PICTURE.fullmatch(member.name)
                 if match is not None:
-                    root = match["root"] if root is None else root
-                elif candidates < _MAX_CANDIDATES and not foreign.is_picture(member.name):
+                    root = match["root"]
+                    break  # no other kind comes before it
+                if candidates < _MAX_CANDIDATES and not foreign.is_picture(member.name):
                     candidates += 1
                     self._look_at_member(member, steps)
                 if member.name:
                     self.names.append(member.name)
-                if stop_early and (root is not None or len(self.found) > before):
+                if stop_early and len(self.found) > before:
                     break
         except DataError as error:
             self.problems.append(str(error))
