@@ -7,6 +7,7 @@ Accuracies are top-1. `train`, `valid` and `test` are of the checkpoint that is 
 import contextlib
 import itertools
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         | found["levels"]
         | {name: last[name] for name in ("train_running/accuracy", "train_running/loss")}
         | {
-            f"{split}/{name}": metrics[split][name]
+            f"{split}/{name}": metrics[split][name] if split in metrics else math.nan
             for split in ("train", "valid", "test")
             for name in ("accuracy", "loss")
         }
@@ -98,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
             "data": found["dataset"]["name"],
             "optimizer": train["optimizer"],
             "rate": train["learning_rate"],
-            "test_images": metrics["test"]["count"],
+            "test_images": metrics.get("test", {}).get("count", 0),
         }
     )
 

@@ -1,0 +1,64 @@
+"""What each ingredient of `experiments/compact.py` is worth, judged on valid: test stays closed.
+
+Each run takes one ingredient away from the recipe, or adds or changes one. Every run is as long as
+the recipe's own: short runs favour what fits fast and hide what generalises.
+
+    uv run launch.py --mode=study --study=experiments/compact_ablation.py
+"""
+
+import runpy
+from pathlib import Path
+
+from fer_jax.study.design import Study
+
+
+def get_config():
+    """Returns the study's base; every run is this but for what its name says."""
+    config = runpy.run_path(str(Path(__file__).with_name("compact.py")))["get_config"]()
+    config.experiment = "compact_ablation"
+    config.eval.open_test = False
+    config.eval.train_predictions = False
+    return config
+
+
+def get_study():
+    """Returns what is varied."""
+    return Study(
+        base=get_config(),
+        one_at_a_time={
+            "data.drop_contradicting": (True, False),
+            "train.label_smoothing": (0.1, 0.0),
+            "train.ema_decay": (0.998, 0.0),
+            "train.sam_radius": (0.0, 0.05),
+            "flips": {
+                "alternate": {},
+                "random": {"augment.alternate_flip": False, "augment.flip": True},
+                "none": {"augment.alternate_flip": False},
+            },
+            "geometry": {
+                "shift+rotate+zoom": {},
+                "none": {"augment.shift": 0.0, "augment.rotate": 0.0, "augment.zoom": 0.0},
+                "shift+rotate+crop": {"augment.zoom": 0.0, "augment.crop": 0.3},
+            },
+            "tone": {"on": {}, "off": {"augment.brightness": 0.0, "augment.contrast": 0.0}},
+            "augment.erase": (0.3, 0.0),
+            "mixing": {
+                "none": {},
+                "mixup": {"train.mixup": 0.2},
+                "cutmix": {"train.cutmix": 1.0},
+            },
+            "optimizer": {
+                "sgd": {},
+                "sgd+fast_biases": {"train.bias_rate": 64.0},
+                "adam": {"train.optimizer": "adam", "train.learning_rate": 2e-3},
+                "muon": {
+                    "train.optimizer": "muon",
+                    "train.learning_rate": 0.02,
+                    "train.momentum": 0.95,
+                    "train.bias_rate": 0.1,
+                },
+            },
+            "train.schedule": ("cosine", "linear"),
+        },
+        seeds=2,
+    )
