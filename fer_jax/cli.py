@@ -172,23 +172,36 @@ def _evaluate(config: Config, folder: Path, split: str) -> None:
 
 def print_summary(results: dict[str, Any], folder: Path) -> None:
     """Prints what a run learned and where its files are."""
-    seconds = results["seconds"]
-    print(
-        f"\n{results['experiment']}, seed {results['seed']}: {results['epochs_run']} epochs in "
-        f"{seconds['train']:.0f} s, best on valid after epoch {results['best_epoch']}\n",
-    )
-    print(
-        f"{'split':8}{'images':>8}{'accuracy':>10}{'unique':>9}{'loss':>8}{'macro-F1':>10}",
-    )
-    for split, found in results["metrics"].items():
-        print(
-            f"{split:8}{found['count']:>8}{found['accuracy']:>10.4f}{found['accuracy_unique']:>9.4f}"
-            f"{found['loss']:>8.4f}{found['macro_f1']:>10.4f}",
+    if "members" in results:
+        done = f"the mean of {len(results['members'])} runs"
+    else:
+        done = (
+            f"{results['epochs_run']} epochs in {results['seconds']['train']:.0f} s, best on valid "
+            f"after epoch {results['best_epoch']}"
         )
-    print(
-        "\n`unique` leaves out images that also stand in train. Files:\n"
-        f"  {folder / 'results.json'}          the record\n"
-        f"  {folder / 'learning_curves.png'}   loss and accuracy by epoch\n"
-        f"  {folder / 'confusion_test.png'}    what is taken for what\n"
-        f"  {folder / 'log.jsonl'}, {folder / 'tensorboard'}",
-    )
+    print(f"\n{results['experiment']}, seed {results['seed']}: {done}\n")
+    _print_metrics(results["metrics"])
+    if "views" in results:
+        print(f"\nAveraged over views of each image ({results['views']['name']}):")
+        _print_metrics(results["views"]["metrics"])
+    files = {
+        "results.json": "the record",
+        "learning_curves.png": "loss and accuracy by epoch",
+        "confusion_valid.png": "what is taken for what",
+        "log.jsonl": "the epochs as they went, also in tensorboard",
+    }
+    print("\n`unique` leaves out images that also stand in train. Files:")
+    for name, what in files.items():
+        if (folder / name).exists():
+            print(f"  {folder / name}   {what}")
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    print(f"{'split':8}{'images':>8}{'accuracy':>10}{'unique':>9}{'loss':>8}{'macro-F1':>10}")
+    for split, found in metrics.items():
+        unique = found["accuracy_unique"]
+        print(
+            f"{split:8}{found['count']:>8}{found['accuracy']:>10.4f}"
+            f"{'-' if unique is None else f'{unique:.4f}':>9}"
+            f"{found['loss']:>8.4f}{found['macro_f1']:>10.4f}"
+        )

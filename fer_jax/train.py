@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import loop, metrics, progressive
+from fer_jax import ensemble, loop, metrics, progressive, teachers, tta
 from fer_jax.config import (
     Config,
     changed_fields,
@@ -21,6 +21,7 @@ from fer_jax.config import (
     format_changes,
     validate,
 )
+from fer_jax.data import select
 from fer_jax.data.dataset import Dataset, Split
 from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import TrainingError, WorkdirError
@@ -75,6 +76,8 @@ def train_and_evaluate(
         clock = Clock()
         with clock.span("load"):
             dataset = load_dataset(config.data)
+        if config.ensemble.members:
+            return distributed.on_first(_combine)(config, workdir, dataset, clock)
         before = distributed.on_first(_read_before)(config, workdir, dataset)
         run = _build(config, workdir, dataset, before, clock, stop)
         with _opened(workdir) as checkpoints:
@@ -207,6 +210,7 @@ class _Run:
 
     Attributes:
       train: the images that are trained on, perhaps not all of the data set's.
+      teachers: what the record says of those that gave soft labels.
       start: the variables to begin with, on the host; None: those that the seed gives.
       arithmetic: what results depend on by their rounding.
     """
@@ -218,6 +222,7 @@ class _Run:
     training: Training
     predict: Predict
     pipeline: str
+    teachers: list[dict[str, Any]]
     start: Any | None
     arithmetic: dict[str, Any]
     clock: Clock
@@ -248,7 +253,13 @@ def _build(
                 *(value, name, before[name]),
             )
     predict = make_predict(model, mesh, config.eval.batch_size, clock)
-    train, start = dataset.splits["train"], None
+    train, told, start = dataset.splits["train"], [], None
+    if config.train.teachers:
+        soft = distributed.on_first(teachers.soft_labels)(config, dataset, workdir)
+        softened = teachers.soften(soft.probabilities, config.train.temperature)
+        train, told = dataclasses.replace(train, soft=softened), soft.teachers
+    if config.data.drop_contradicting or config.train.fold is not None:
+        train = select.take(train, select.chosen(train, config))
     if config.train.start_from is not None:
         folder = Path(config.train.start_from).expanduser()
         start = distributed.on_first(progressive.best_variables)(folder)
@@ -263,7 +274,8 @@ def _build(
     training = loop.create_training(config, model, mesh, train.labels, classes)
     pipeline = loop.choose_pipeline(config.data.pipeline, mesh)
     return _Run(
-        config, workdir, dataset, train, training, predict, pipeline, start, arithmetic, clock, stop
+        *(config, workdir, dataset, train, training, predict, pipeline, told, start),
+        *(arithmetic, clock, stop),
     )
 
 
@@ -482,18 +494,21 @@ def _compare(found: dict[str, Any], split: str, best: Row) -> None:
 
 def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, Any]:
     """Evaluates the best checkpoint on every split and returns the record."""
+    config = run.config
     best = distributed.on_first(_best)(history, run.workdir)
     variables = distributed.on_first(checkpoint.load_variables)(run.workdir, best["step"])
     placed = run.training.place(variables)
     log_probs = {n: run.predict(placed, run.dataset.splits[n].images) for n in ("train", "valid")}
-    opened, log_probs["test"] = _open_test(run.dataset, run.predict, placed, best, run.workdir)
+    opened = 0
+    if config.eval.open_test:
+        opened, log_probs["test"] = _open_test(run.dataset, run.predict, placed, best, run.workdir)
     found = {split: _measure(run.dataset, split, values) for split, values in log_probs.items()}
     _compare(found["valid"], "valid", best)
-    return {
+    results = {
         "format": record.FORMAT,
-        "experiment": run.config.experiment,
-        "seed": run.config.seed,
-        "config": record.describe_config(run.config),
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "config": record.describe_config(config),
         "dataset": record.describe_dataset(run.dataset),
         **record.environment(),
         "devices": run.training.mesh.size,
@@ -508,17 +523,58 @@ def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, A
         "history": history,
         "metrics": found,
         "predictions": {
-            split: record.encode_predictions(run.dataset, split, np.exp(log_probs[split]))
-            for split in ("valid", "test")
+            split: record.encode_predictions(run.dataset, split, np.exp(values))
+            for split, values in log_probs.items()
+            if split != "train" or config.eval.train_predictions
         },
-        "seconds": {name: round(value, 3) for name, value in run.clock.seconds().items()},
     }
+    if run.teachers:
+        results["teachers"] = run.teachers
+    if config.eval.views != "none":
+        results["views"] = _predict_views(run, placed, [s for s in log_probs if s != "train"])
+    seconds = run.clock.seconds().items()
+    return results | {"seconds": {name: round(value, 3) for name, value in seconds}}
+
+
+def _predict_views(run: _Run, variables: Any, splits: list[str]) -> dict[str, Any]:
+    """Returns what the record says of averages over views of each image."""
+    found: dict[str, Any] = {"name": run.config.eval.views, "metrics": {}, "predictions": {}}
+    how = (run.config.eval.views, run.config.eval.average)
+    for split in splits:
+        images = np.asarray(run.dataset.splits[split].images)
+        log_probs = tta.predict_views(run.predict, variables, images, *how)
+        found["metrics"][split] = _measure(run.dataset, split, log_probs)
+        found["predictions"][split] = record.encode_predictions(
+            run.dataset, split, np.exp(log_probs)
+        )
+    return found
+
+
+def _combine(config: Config, workdir: Path, dataset: Dataset, clock: Clock) -> dict[str, Any]:
+    """Averages the members of an ensemble and writes its record."""
+    with clock.span("evaluate"):
+        found = ensemble.combine(config, dataset)
+    results = {
+        "format": record.FORMAT,
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "config": record.describe_config(config),
+        "dataset": record.describe_dataset(dataset),
+        **record.environment(),
+        "test_evaluations": int("test" in found["metrics"]),
+        "history": [],
+        **found,
+        "seconds": {name: round(value, 3) for name, value in clock.seconds().items()},
+    }
+    _write(results, workdir)
+    return results
 
 
 def _write(results: dict[str, Any], workdir: Path) -> None:
     try:
-        plots.learning_curves(results["history"], workdir / "learning_curves.png")
-        for split in ("valid", "test"):
+        if results["history"]:
+            plots.learning_curves(results["history"], workdir / "learning_curves.png")
+        for split in [name for name in ("valid", "test") if name in results["metrics"]]:
             plots.confusion_matrix(
                 results["metrics"][split]["confusion"],
                 f"{results['experiment']}, {split}",
