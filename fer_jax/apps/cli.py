@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -81,7 +82,7 @@ def _predict(options: argparse.Namespace) -> int:
     from fer_jax.apps.load import load
     from fer_jax.apps.table import Table
 
-    _keep_compiled()
+    _prepare_jax()
     index, count = options.shard
     files, root = run.find_files(options.paths, options.out)
     if not files and options.camera is None:
@@ -96,15 +97,19 @@ def _predict(options: argparse.Namespace) -> int:
         return run.run(predictor, files[index::count], root, what, table, options.camera)
 
 
-def _keep_compiled() -> None:
-    """Keeps compiled programs, so that the next command answers sooner."""
+def _prepare_jax() -> None:
+    """Keeps compiled programs, so that the next command answers sooner, and spares a GPU's memory.
+
+    Not `devices.setup`: one device, which uses all cores, answers a few faces soonest.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     from fer_jax.machine import environment
 
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        folder = environment.cache_folder()
-        jax.config.update("jax_compilation_cache_dir", str(folder) if folder else None)
+    kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if kept is None and (folder := environment.cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
