@@ -9,10 +9,14 @@ from PIL import Image
 import fer_jax
 from fer_jax import predict, train
 from fer_jax.apps import crop, explain
+from fer_jax.apps import load as load_module
 from fer_jax.apps.load import load
 from fer_jax.apps.predictor import BATCH
+from fer_jax.config import get_config
 from fer_jax.errors import CheckpointError, PictureError, WeightsError
 from fer_jax.labels import CLASSES
+from fer_jax.models import MODELS
+from fer_jax.weights import store
 
 
 def log_probs(images: np.ndarray) -> np.ndarray:
@@ -120,12 +124,55 @@ def test_there_is_never_a_prediction_without_weights(tmp_path):
     (tmp_path / "weights.txt").touch()
     with pytest.raises(WeightsError, match="is not weights"):
         load(tmp_path / "weights.txt")
+    with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
+        load(tmp_path)
     (tmp_path / "cut.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(WeightsError, match=r"cut.hdf5"):
         load(tmp_path / "cut.hdf5")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="train it first"):
         load(tmp_path / "run")
+
+
+def test_stored_weights_predict_the_same_by_folder_and_by_file(tmp_path):
+    folder = tmp_path / "small"
+    store.save(folder, predictor()._variables, get_config().model, CLASSES)
+    images = crops(5)
+    for path, name in ((folder, "small"), (folder / store.ARRAYS, "model")):
+        of = load(path)
+        assert (of.name, of.classes) == (name, CLASSES)
+        np.testing.assert_array_equal(of.predict(images), predictor().predict(images))
+
+
+def test_weights_come_with_the_package_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "_SHIPPED", (tmp_path / "none", tmp_path / "shipped"))
+    assert load_module.shipped() == {}
+    with pytest.raises(WeightsError, match="here: none"):
+        load()
+    for name in ("b", "a"):
+        folder = tmp_path / "shipped" / name
+        store.save(folder, predictor()._variables, get_config().model, CLASSES)
+        assert load(name).name == name
+        if name == "b":
+            assert load().name == "b"
+    assert list(load_module.shipped()) == ["a", "b"]
+    with pytest.raises(WeightsError, match=r"which weights.*here: a, b"):
+        load()
+    (tmp_path / "shipped" / "a" / store.ARRAYS).unlink()
+    with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
+        load("a")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mini_xception", "fully_cnn"])
+def test_a_keras_file_is_known_by_its_layers(tmp_path, name):
+    import keras_networks
+
+    path = tmp_path / f"{name}.h5"
+    getattr(keras_networks, name)().save(path)
+    of = load(path)
+    assert (of.name, type(of._model)) == (name, MODELS[name])
+    assert of.predict(crops(2)).shape == (2, 7)
 
 
 def test_a_runs_folder_gives_its_best_checkpoint(config, dataset, tmp_path, standard_promotion):

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,12 +10,14 @@ import pytest
 from apps_pictures import crops, group, photograph, predictor, read_video, scaled, write_video
 from PIL import Image
 
-from fer_jax import train
 from fer_jax.apps import cli, run, table
 from fer_jax.apps.load import load
 from fer_jax.apps.run import Options
 from fer_jax.apps.table import Table
+from fer_jax.config import get_config
 from fer_jax.errors import PictureError
+from fer_jax.labels import CLASSES
+from fer_jax.weights import store
 
 
 @pytest.fixture
@@ -252,32 +253,24 @@ def test_no_camera_is_one_line(tmp_path):
 # The command
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
-    """The folder of a run of a tiny network."""
-    from conftest import tiny_config
-
-    from fer_jax.config import get_config
-
-    config = tiny_config(get_config(), data_dir)
-    with config.unlocked():
-        config.train.epochs = 1
-        config.train.optimizer = "sgd"
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train_and_evaluate(config, path)
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    """A folder of weights."""
+    path = tmp_path / "some_weights"
+    store.save(path, predictor()._variables, get_config().model, CLASSES)
     return path
 
 
-def test_the_command_predicts_with_a_runs_weights(trained, folder, tmp_path, capsys):
+def test_the_command_predicts_with_weights_from_a_folder(stored, folder, tmp_path, capsys):
     target = tmp_path / "t.csv"
-    arguments = ["predict", str(folder / "a.jpg"), f"--weights={trained}", f"--csv={target}"]
+    arguments = ["predict", str(folder / "a.jpg"), f"--weights={stored}", f"--csv={target}"]
     assert cli.main(arguments) == 0
     with target.open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
-    (face,) = load(trained).detect_and_predict(folder / "a.jpg")
+    (face,) = load(stored).detect_and_predict(folder / "a.jpg")
     assert np.float32(row["probability_Anger"]) == face.probabilities[0]
-    assert row["weights"] == "tiny"
-    assert cli.main(["predict", "--camera=7", f"--weights={trained}"]) == 2
+    assert row["weights"] == "some_weights"
+    assert cli.main(["predict", "--camera=7", f"--weights={stored}"]) == 2
     assert "fer-jax: camera 7 cannot be opened" in capsys.readouterr().err
 
 
@@ -319,21 +312,19 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
     assert f"no picture or video in {tmp_path}" in capsys.readouterr().err
 
 
-def test_crops_need_no_opencv_and_the_others_say_so(trained, tmp_path, clean_environment):
+def test_crops_need_no_opencv_and_the_others_say_so(stored, tmp_path, clean_environment):
     Image.fromarray(crops(1)[0]).save(tmp_path / "a.png")
     program = (
         "import sys; sys.modules['cv2'] = None\n"
-        "import jax; jax.config.update('jax_platforms', 'cpu')\n"
-        "from conftest import Tiny\n"
         "from fer_jax.apps import cli\n"
         "for more in (['--no-detect'], []):\n"
         "    print(cli.main(['predict', *sys.argv[1:], *more]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "a.png"), f"--weights={trained}"],
+        [sys.executable, "-c", program, str(tmp_path / "a.png"), f"--weights={stored}"],
         capture_output=True,
         text=True,
-        env=clean_environment | {"PYTHONPATH": os.path.dirname(__file__)},
+        env=clean_environment,
     )
     assert done.stdout.splitlines()[1:] == ["0", "2"], done.stderr
     assert "pip install 'fer-jax[predict]'" in done.stderr

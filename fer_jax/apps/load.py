@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.apps.predictor import Predictor
-from fer_jax.errors import CheckpointError, ExtraError, WeightsError
+from fer_jax.errors import CheckpointError, WeightsError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In a wheel, and in the repository.
@@ -22,16 +22,16 @@ def load(weights: str | Path | None = None) -> Predictor:
     """Loads a trained network.
 
     Args:
-      weights: the name of shipped weights, a folder of weights (`model.safetensors` and
-        `config.json`), the folder of a finished run, or a published Keras file of mini-XCEPTION
-        (`.hdf5` or `.h5`). None for the shipped weights, if there are only one.
+      weights: the name of shipped weights; a folder or file that
+        :func:`fer_jax.weights.store.save` wrote; the folder of a run, whose best checkpoint is
+        taken; or a Keras file that :mod:`fer_jax.weights.keras` reads (`.hdf5` or `.h5`). None for
+        the shipped weights, if they are one network.
 
     Returns:
       What predicts. It is never without trained weights.
 
     Raises:
       WeightsError: if there are no such weights, or they are damaged.
-      ExtraError: if a Keras file is given and h5py is not installed.
       CheckpointError: if a run's checkpoint cannot be read.
     """
     here = shipped()
@@ -52,7 +52,7 @@ def load(weights: str | Path | None = None) -> Predictor:
     if path.suffix in (".hdf5", ".h5"):
         return _from_keras(path)
     if path.suffix == ".safetensors":
-        return _from_store(path.parent)
+        return _from_store(path)
     raise WeightsError(
         f"{path} is not weights that can be read: .safetensors, .hdf5, .h5, or a run's folder"
     )
@@ -60,18 +60,16 @@ def load(weights: str | Path | None = None) -> Predictor:
 
 def _from_keras(path: Path) -> Predictor:
     from fer_jax.models import MODELS
+    from fer_jax.weights.keras import import_keras_hdf5
 
     try:
-        from fer_jax.weights.keras import import_keras_hdf5
-    except ImportError as error:
-        raise ExtraError(
-            f"{path} takes h5py to read ({error}): pip install 'fer-jax[keras]'"
-        ) from error
-    try:
-        variables = import_keras_hdf5(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    return Predictor(MODELS["mini_xception"](), variables, path.stem)
+        name, variables = "mini_xception", import_keras_hdf5(path, "mini_xception")
+    except WeightsError as error:
+        try:
+            name, variables = "fully_cnn", import_keras_hdf5(path, "fully_cnn")
+        except WeightsError:
+            raise error from None
+    return Predictor(MODELS[name](), variables, path.stem)
 
 
 def _from_run(folder: Path) -> Predictor:
@@ -98,5 +96,9 @@ def _from_run(folder: Path) -> Predictor:
     return Predictor(model, variables, folder.resolve().name)
 
 
-def _from_store(folder: Path) -> Predictor:
-    raise WeightsError(f"{folder} holds neither weights nor a run")
+def _from_store(path: Path) -> Predictor:
+    from fer_jax.weights import store
+
+    model, variables, metadata = store.load(path)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Predictor(model, variables, name, metadata["classes"])
