@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 
 from fer_jax import config as config_lib
 from fer_jax.config import Config
-from fer_jax.errors import BenchmarkError, TrainingError, WorkdirError
+from fer_jax.errors import FerError
 from fer_jax.machine import devices, distributed
 from fer_jax.ops import native
 from fer_jax.runs import workdir
@@ -44,42 +44,57 @@ def run(
       The process's exit status. Expected errors end in one line on standard error.
     """
     devices.setup()
+    return _status(lambda: _run(mode, config, folder, split, merge, repeats, processes))
+
+
+def _run(mode, config, folder, split, merge, repeats, processes) -> None:
     from fer_jax import train
     from fer_jax.bench import table as benchmark
-    from fer_jax.errors import CheckpointError, DataError
 
-    expected = (
-        *(ValueError, DataError, CheckpointError, TrainingError, WorkdirError),
-        BenchmarkError,
-    )
+    config_lib.validate(config)
+    if mode == "summary":
+        _summary(config)
+        return
+    if mode == "benchmark":  # its processes start devices of their own
+        benchmark.run(config, folder or benchmark.RESULTS, merge, repeats)
+        return
+    folder = folder or workdir.default_workdir(config.experiment, config.seed)
+    distributed.initialize(*processes)
+    devices.start()
+    native.load()
+    if mode == "evaluate":
+        found = train.evaluate_best(config, folder, split)
+        if distributed.is_first():
+            _print_metrics({split: found})
+        return
+    results = train.train_and_evaluate(config, folder)
+    if distributed.is_first():
+        print_summary(results, folder)
+
+
+def _status(mode: Callable[[], int | None]) -> int:
+    """Runs a mode and returns the process's exit status; expected errors become one line."""
     try:
-        config_lib.validate(config)
-        if mode == "summary":
-            _summary(config)
-            return 0
-        if mode == "benchmark":  # its processes start devices of their own
-            benchmark.run(config, folder or benchmark.RESULTS, merge, repeats)
-            return 0
-        folder = folder or workdir.default_workdir(config.experiment, config.seed)
-        distributed.initialize(*processes)
-        devices.start()
-        native.load()
-        if mode == "evaluate":
-            _evaluate(config, folder, split)
-        else:
-            results = train.train_and_evaluate(config, folder)
-            if distributed.is_first():
-                print_summary(results, folder)
+        return mode() or 0
     except Interrupted as interrupted:
         log.info("%s", interrupted)
         return 128 + interrupted.signum
-    except KeyboardInterrupt:  # while data was fetched or prepared
-        log.error("Stopped by SIGINT: nothing had to be saved yet")
+    except KeyboardInterrupt:  # while data was fetched or prepared, or a second Ctrl-C
+        log.error("Stopped by SIGINT: what was saved before is kept")
         return 128 + signal.SIGINT
-    except expected as error:
+    except FerError as error:
         log.error("launch.py: %s", error)
         return 1
-    return 0
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        log.error(
+            "launch.py: the device's memory does not suffice (%s). If other programs use the "
+            "device, give this one a share with the environment's XLA_PYTHON_CLIENT_MEM_FRACTION, "
+            "such as 0.4; else choose a smaller --config.train.batch_size",
+            str(error).splitlines()[0],
+        )
+        return 1
 
 
 def study(
@@ -112,7 +127,8 @@ def study(
         return 1
     # This process only plans: the accelerator and its memory are the runs'.
     jax.config.update("jax_platforms", "cpu")
-    try:
+
+    def plan_and_run() -> int:
         if study_file:
             runs = studies.plan_study(study_file, seeds, shard, overrides)
         else:
@@ -121,11 +137,8 @@ def study(
             studies.show(runs)
             return 0
         return execute.execute(runs)
-    except KeyboardInterrupt:  # a second Ctrl-C, which ends the run under way at once
-        return 128 + signal.SIGINT
-    except (ValueError, WorkdirError) as error:
-        log.error("launch.py: %s", error)
-        return 1
+
+    return _status(plan_and_run)
 
 
 def report(data: Config | None, folder: Path | None) -> int:
@@ -142,32 +155,22 @@ def report(data: Config | None, folder: Path | None) -> int:
     from fer_jax.data.prepare import load_dataset
     from fer_jax.report import page
 
-    try:
+    def make() -> None:
         if data is None:
             page.write_docs()
             log.info("%s and README.md are up to date", page.DOCS / "reproduction.md")
-        else:
-            folder = folder or Path("out") / "reproduction"
-            page.write_illustrated(load_dataset(data), folder)
-            log.info("%s has the data set's pictures: do not publish it", folder)
-    except (ValueError, OSError) as error:  # a DataError is a ValueError
-        log.error("launch.py: %s", error)
-        return 1
-    return 0
+            return
+        target = folder or Path("out") / "reproduction"
+        page.write_illustrated(load_dataset(data), target)
+        log.info("%s has the data set's pictures: do not publish it", target)
+
+    return _status(make)
 
 
 def _summary(config: Config) -> None:
     from fer_jax.models import create_model, summary
 
     print(summary.format_table(create_model(config.model)))
-
-
-def _evaluate(config: Config, folder: Path, split: str) -> None:
-    from fer_jax import train
-
-    found = train.evaluate_best(config, folder, split)
-    if distributed.is_first():
-        print(workdir.to_json({f"{split}/{name}": value for name, value in found.items()}))
 
 
 def print_summary(results: dict[str, Any], folder: Path) -> None:

@@ -90,7 +90,8 @@ def test_train_with_overrides_then_evaluate_then_summary(data_dir, tmp_path, cle
     assert str(tmp_path / "run" / "results.json") in run.stdout
     evaluated = launch(*common, "--mode=evaluate", env=clean_environment)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert '"valid/accuracy"' in evaluated.stdout
+    assert evaluated.stdout.splitlines()[-1].split()[:2] == ["valid", "21"]
+    assert evaluated.stdout.splitlines()[-1] in run.stdout  # the row that training ended with
     summary = launch(QUICKSTART, "--mode=summary", env=clean_environment)
     assert "420,199" in summary.stdout
 

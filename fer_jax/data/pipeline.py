@@ -10,6 +10,7 @@ import numpy as np
 
 from fer_jax import keys
 from fer_jax.data.dataset import Split
+from fer_jax.errors import ConfigError
 
 # What `tf.data` hands over at once: a small batch takes little longer to train than to hand over.
 _CHUNK_IMAGES = 1024
@@ -34,10 +35,10 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     """Returns the full batches in an epoch; an incomplete last one is dropped.
 
     Raises:
-      ValueError: if there is not a single full batch.
+      ConfigError: if there is not a single full batch.
     """
     if count < batch_size:
-        raise ValueError(
+        raise ConfigError(
             f"config.train.batch_size is {batch_size}, but the train split has {count} images"
         )
     return count // batch_size

@@ -259,9 +259,10 @@ def load_variables(workdir: Path, step: int) -> dict[str, Any]:
     ):
         state = checkpointer.restore(folder / "state")
         sha256 = _read_progress(folder).get("sha256", {})
+        variables = variables_of(state)
     # What is evaluated does not hang on the optimiser.
     _verify(folder, {n: x for n, x in state.items() if n != "opt_state"}, sha256)
-    return variables_of(state)
+    return variables
 
 
 def check_variables(variables: dict[str, Any], model: nn.Module, folder: Path) -> None:
