@@ -25,7 +25,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         x = nn.relu(layers.Conv(4, (4, 4), strides=(4, 4), padding="VALID", name="conv1")(images))
-        x = layers.MaxPool((2, 2), (2, 2), name="pool1")(x).reshape(len(images), -1)
+        x = layers.MaxPool((2, 2), (2, 2), name="pool1")(x).reshape(images.shape[0], -1)
         x = layers.Dropout(self.dropout, self.axis_name, name="dropout1")(x, train=train)
         return layers.Dense(self.num_classes, name="logits")(x)
 
