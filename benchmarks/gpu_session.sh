@@ -62,7 +62,7 @@ study="arch02_bs96 arch02_bs16 arch01 arch03"
 batches="512 2048 4096 8192"
 related="fathallah jindal moran fully_cnn mini_xception pcnn alexnet googlenet serengil resnet50 xception"
 if [ -n "$DRY_RUN" ]; then
-  study=arch02_bs96 batches=512 related=mini_xception SEEDS=1 repeats=1
+  study=arch02_bs96 batches=32 related=mini_xception SEEDS=1 repeats=1
 fi
 
 for part in $PARTS; do

@@ -1,6 +1,7 @@
 """Strictness for every test, eight virtual CPU devices, and a small data set of drawn faces."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from helpers import tiny_config, tiny_examples  # noqa: E402
 from fer_jax import config as config_lib  # noqa: E402
 from fer_jax.data import arrays, prepare  # noqa: E402
 from fer_jax.data.dataset import VERSIONS  # noqa: E402
-from fer_jax.ops import native  # noqa: E402
+from fer_jax.machine import environment  # noqa: E402
+from fer_jax.ops import build, native  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,7 +63,11 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture
-def clean_environment(tmp_path):
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory):
     """An environment for subprocesses: compiled programs are kept apart from the user's."""
-    return os.environ | {"FER_JAX_CACHE": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    cache = tmp_path_factory.mktemp("cache")
+    if native.available():  # spares compiling the library again
+        (cache / "compiled").mkdir(mode=0o700)
+        shutil.copy2(build.library(environment.cache_folder()), cache / "compiled")
+    return os.environ | {"FER_JAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}

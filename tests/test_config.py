@@ -1,8 +1,6 @@
 import importlib.util
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from fer_jax import config as config_lib
@@ -25,11 +23,7 @@ def test_every_experiment_is_valid_and_its_network_traces(path):
     config_lib.validate(config)
     assert config.is_locked
     assert config.experiment == path.stem
-    model = create_model(config.model)
-    images = jnp.zeros((2, 48, 48, 1))
-    variables = jax.eval_shape(lambda k: model.init(k, images, train=False), jax.random.key(0))
-    logits = jax.eval_shape(lambda v: model.apply(v, images, train=False), variables)
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    create_model(config.model)  # traces it in both modes and checks what it returns
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def _slow_if(slow, *values):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        _slow_if(name in SLOW_TO_TRACE and dtype == "bfloat16", name, dtype)
+        _slow_if(name in SLOW_TO_TRACE, name, dtype)
         for dtype in ("float32", "bfloat16")
         for name in models.MODELS
     ],
@@ -68,7 +68,7 @@ def test_shapes_and_dtypes_in_both_modes(name, dtype):
             assert {(a.shape, a.dtype) for a in aux} <= {((3, 5), jnp.dtype("float32"))}
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", [_slow_if(name in SLOW_TO_TRACE, name) for name in models.MODELS])
 def test_rows_of_the_table_sum_to_the_total(name):
     model = _model(name)
     rows = summary.layer_table(model)
@@ -247,6 +247,7 @@ def test_compact_keeps_its_budget():
     assert summary.flops(model) == flops + 2 * 256 * 7 <= 250e6
 
 
+@pytest.mark.slow
 def test_compacts_options_change_what_they_say():
     plain = _model("compact", width=16)
     key, images = jax.random.key(0), jnp.ones((2, *IMAGE_SHAPE))

@@ -82,6 +82,7 @@ def with_everything(config):
     return config
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing_but_rounding(config, dataset):
     with_everything(config)
     images, labels = batch_of(dataset)
@@ -93,6 +94,7 @@ def test_the_number_of_devices_changes_nothing_but_rounding(config, dataset):
     np.testing.assert_array_equal(one.running.correct, many.running.correct)
 
 
+@pytest.mark.slow
 def test_resident_steps_see_the_streamed_batches(config, dataset):
     with_everything(config)
     train = dataset.splits["train"]

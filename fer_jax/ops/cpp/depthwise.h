@@ -38,7 +38,7 @@ void convolve_depthwise(const Shape& s, const float* image, const float* kernel,
       Vector sum = {};
       for_taps(s, image + y * s.w * s.c + at,
                [&](int tap, Vector pixel) { sum += pixel * filter[tap][0]; });
-      vector_at(out, y * row + at) = sum;
+      put_vector(out, y * row + at, sum);
     }
   });
 }

@@ -34,10 +34,10 @@ void pool(const Pool& p, const float* image, float* out, int8_t* argmax) {
           if constexpr (kWithArgmax) index = here > best ? Indices{} + at : index;
           best = here > best ? here : best;
         }
-      vector_at(out, to + c) = best;
+      put_vector(out, to + c, best);
       if constexpr (kWithArgmax) {
         index = best > 0 ? index : Indices{} - 1;
-        *reinterpret_cast<Bytes*>(argmax + to + c) = __builtin_convertvector(index, Bytes);
+        put_vector(argmax, to + c, __builtin_convertvector(index, Bytes));
       }
     }
   });
@@ -50,12 +50,12 @@ void unpool(const Pool& p, const float* grad, const int8_t* argmax, float* image
     float* window = image + to / (p.w * p.f) * pitch + to % (p.w * p.f);
     for (int64_t c = 0; c < p.f; c += kLanes) {
       const Vector given = vector_at(grad, from + c);
-      const Indices index =
-          __builtin_convertvector(*reinterpret_cast<const Bytes*>(argmax + from + c), Indices);
+      const Indices index = __builtin_convertvector(vector_at<Bytes>(argmax, from + c), Indices);
       for (int i = 0, at = 0; i < p.window_h; ++i)
         for (int j = 0; j < p.window_w; ++j, ++at) {
-          Stored& sum = vector_at(window, i * pitch + j * p.f + c);
-          sum += index == at ? given : Vector{};
+          const int64_t offset = i * pitch + j * p.f + c;
+          const Vector added = index == at ? given : Vector{};
+          put_vector(window, offset, vector_at(window, offset) + added);
         }
     }
   });

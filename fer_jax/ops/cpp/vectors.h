@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 
 namespace {
@@ -25,15 +26,18 @@ constexpr int kLong = 2;  // vectors in the long one
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t))));
-// The same anywhere in memory.
-typedef float Stored __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
-inline Stored& vector_at(float* numbers, int64_t offset) {
-  return *reinterpret_cast<Stored*>(numbers + offset);
+// Vectors anywhere in memory. Copied: Clang forgets in a template that a type is aligned to less.
+template <typename V = Vector, typename Number>
+inline V vector_at(const Number* numbers, int64_t offset) {
+  V vector;
+  std::memcpy(&vector, numbers + offset, sizeof(V));
+  return vector;
 }
-inline const Stored& vector_at(const float* numbers, int64_t offset) {
-  return *reinterpret_cast<const Stored*>(numbers + offset);
+template <typename V, typename Number>
+inline void put_vector(Number* numbers, int64_t offset, const V& vector) {
+  std::memcpy(numbers + offset, &vector, sizeof(V));
 }
 
 // A convolution. h and w count the padding too; rows outside [top, bottom) are padding.
@@ -66,7 +70,7 @@ inline void load(Vector (&sums)[A][B], const float* from, int64_t row) {
 template <int A, int B>
 inline void store(const Vector (&sums)[A][B], float* to, int64_t row) {
   for (int a = 0; a < A; ++a)
-    for (int b = 0; b < B; ++b) vector_at(to, a * row + b * kLanes) = sums[a][b];
+    for (int b = 0; b < B; ++b) put_vector(to, a * row + b * kLanes, sums[a][b]);
 }
 
 // Calls tile.run<A, B>(a, b) so that the blocks [a, a + A) x [b, b + B * kLanes) cover the plane.

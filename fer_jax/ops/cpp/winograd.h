@@ -165,7 +165,7 @@ inline void load(Square<N>& to, const float* from, int64_t step) {
 
 template <int N>
 inline void store(const Square<N>& from, float* to, int64_t step) {
-  for (int k = 0; k < N * N; ++k) vector_at(to, k * step) = from[k / N][k % N];
+  for (int k = 0; k < N * N; ++k) put_vector(to, k * step, from[k / N][k % N]);
 }
 
 // Applies a transform of N vectors to M to the columns of a square, then to its rows.
@@ -226,7 +226,8 @@ void inverse_transform_output(const Shape& s, const Transformed& layout, const f
       both_ways<M, M + 2>(sums, result, Filtering<M>::output);
       for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
         const Vector sum = result[i][j] + vector_at(bias, f);
-        vector_at(out, offset + f) = sum < least ? least : sum;  // not a number stays so
+        // Not a number stays so.
+        put_vector(out, offset + f, sum < least ? least : sum);
       });
     }
 }
