@@ -21,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line says; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if not options.paths and options.camera is None:
+    if options.run is _predict and not options.paths and options.camera is None:
         parser.error("name pictures, folders or videos, or a camera with --camera=0")
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("fer_jax").setLevel(logging.INFO)
     try:
-        return _predict(options)
+        return options.run(options)
     except FerError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
@@ -38,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("fer-jax", description="Seven emotions in faces.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = commands.add_parser(
+    command = commands.add_parser(
         "predict",
         help="find faces in pictures and videos, and say how probable each emotion is",
         epilog=_STATUS,
-    ).add_argument
+    )
+    command.set_defaults(run=_predict)
+    add = command.add_argument
     add("paths", nargs="*", type=Path, metavar="PATH", help="picture, video, or folder of such")
     add("--camera", type=_number(0), metavar="INDEX", help="look at a camera, until Ctrl-C")
     add("--weights", help="name of shipped weights, their folder, a run's folder or a Keras file")
@@ -70,7 +72,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="in annotated copies, show what speaks for the label in red, against it in blue",
     )
+    command = commands.add_parser(
+        "demo", help="serve the page, a network in your browser, or write it for a web server"
+    )
+    command.set_defaults(run=_demo)
+    add = command.add_argument
+    add("--weights", help="name of shipped weights, or their folder")
+    add("--port", type=_number(0), default=8000, help="on this machine (default 8000; 0: any)")
+    add("--build", type=Path, metavar="DIR", help="write the page there, and serve nothing")
     return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fer_jax.apps import demo
+
+    if options.build:
+        demo.build(options.build, options.weights)
+    else:
+        demo.serve(options.weights, options.port)
+    return 0
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ class Detector:
           PictureError: if the network's file is damaged.
         """
         self._cv2: Any = opencv.load()
-        model = np.frombuffer(_read_model(), np.uint8)
+        model = np.frombuffer(read_model(), np.uint8)
         create = self._cv2.FaceDetectorYN.create
         none = np.empty(0, np.uint8)  # the format's second file; ONNX has but one
         size = (PATCH_SIDE, PATCH_SIDE)
@@ -131,7 +131,8 @@ class Detector:
         return np.empty((0, 15)) if rows is None else np.asarray(rows, np.float64)
 
 
-def _read_model() -> bytes:
+def read_model() -> bytes:
+    """Returns YuNet's file, which was checked; raises PictureError if it is damaged."""
     try:
         data = _MODEL.read_bytes()
     except OSError as error:
