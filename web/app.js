@@ -1,9 +1,9 @@
 // The page: pictures in, faces out. The networks run in the worker engine.js.
 
-import { announce, drawFaces, drawPicture, showFaces, showNetwork } from "./show.js";
+import { announce, drawFaces, drawPicture, showFaces, showNetwork, smooth } from "./show.js";
 import { openCamera, readPicture } from "./sources.js";
 
-const WIDEST = 4096; // pixels of a photo's longer side that is searched; larger ones are scaled down
+const WIDEST = 4096; // pixels of a photo's longer side; what is larger is scaled down to it
 
 const $ = (id) => document.getElementById(id);
 const [file, button, video, view, stage] = ["file", "camera", "video", "view", "stage"].map($);
@@ -15,6 +15,7 @@ start().catch((error) => fail(error.message));
 
 async function start() {
   $("unstarted").remove();
+  takeFiles();
   requireWebAssembly();
   network = await readNetwork();
   showNetwork(network);
@@ -22,6 +23,11 @@ async function start() {
   engine = await startEngine();
   $("loading").hidden = true;
   file.disabled = button.disabled = false;
+  announce("Ready for a photo.");
+}
+
+/** Takes pictures that are chosen, dropped or pasted, and the camera's button. */
+function takeFiles() {
   file.onchange = () => file.files[0] && showFile(file.files[0]);
   button.onclick = () => (camera ? stopCamera() : startCamera());
   document.ondragover = (event) => {
@@ -35,7 +41,6 @@ async function start() {
     showFile(event.dataTransfer.files[0]);
   };
   document.onpaste = (event) => showFile(event.clipboardData.files[0]);
-  announce("Ready for a photo.");
 }
 
 /** Throws a sentence where WebAssembly or its SIMD instructions are missing. */
@@ -84,6 +89,7 @@ function startEngine() {
 }
 
 async function showFile(chosen) {
+  if (!engine) return; // still loading, or that has failed
   const mine = ++shown;
   stopCamera();
   file.value = ""; // so that the same one can be chosen again
@@ -106,22 +112,22 @@ async function startCamera() {
   button.disabled = true;
   try {
     camera = await openCamera(video);
+    if (mine !== shown) return stopCamera(); // a photo was chosen in the meantime
     announce("Looking for faces …");
     camera.getVideoTracks()[0].onended = () => fail("The camera stopped sending pictures.");
     button.textContent = "Stop camera";
-    button.setAttribute("aria-pressed", "true");
     watch(mine).catch((error) => fail(error.message));
   } catch (error) {
     fail(error.message);
+  } finally {
+    button.disabled = false;
   }
-  button.disabled = false;
 }
 
 function stopCamera() {
   camera?.getTracks().forEach((track) => track.stop());
   camera = null;
   button.textContent = "Start camera";
-  button.setAttribute("aria-pressed", "false");
 }
 
 /** Shows the camera's frames, as fast as they are answered, until something else is shown. */
@@ -129,24 +135,28 @@ async function watch(mine) {
   const frame = document.createElement("canvas");
   [frame.width, frame.height] = [video.videoWidth, video.videoHeight];
   const context = frame.getContext("2d", { willReadFrequently: true });
-  let spoken = 0;
+  let [before, then, spoken] = [[], performance.now(), 0];
   while (camera && mine === shown) {
     context.drawImage(video, 0, 0);
-    const { faces, ms } = await engine(context.getImageData(0, 0, frame.width, frame.height));
+    const answer = await engine(context.getImageData(0, 0, frame.width, frame.height));
     if (!camera || mine !== shown) return;
+    const now = performance.now();
+    const mirrored = answer.faces.reverse(); // so that they still count from the left
+    const faces = smooth(mirrored, before, (now - then) / 1000);
+    [before, then] = [faces, now];
     drawPicture(view, frame, true);
     drawFaces(view, faces, network.classes, frame.width, true);
-    showFaces(faces, network.classes, ms);
-    if (performance.now() - spoken > 3000) {
-      announce(sentence(faces));
-      spoken = performance.now();
+    showFaces(faces, network.classes, answer.ms, true);
+    if (now - spoken > 3000) {
+      announce(sentence(faces)); // not so often that a screen reader never ends
+      spoken = now;
     }
     await new Promise(requestAnimationFrame);
   }
 }
 
 function sentence(faces) {
-  if (!faces.length) return "No face found. Faces need to be upright and at least 20 pixels wide.";
+  if (!faces.length) return "No face found: none that is wider than a fortieth of the picture.";
   const labels = faces.map((face) => network.classes[argmax(face.probabilities)]);
   if (faces.length === 1) return `One face: ${labels[0]}.`;
   return `${faces.length} faces, from the left: ${labels.join(", ")}.`;

@@ -51,9 +51,10 @@ async function lookAgain(picture, box, run) {
     taps.map((tap) => tap.map(([i, weight]) => [clamp(corner[axis] + i, length), weight])),
   );
   const patch = resize(picture, across, down, PATCH_SIDE, PATCH_SIDE);
+  const outputs = await run(patch, PATCH_SIDE, PATCH_SIDE);
   const scale = side / PATCH_SIDE;
   let best = null;
-  for (const row of decode(await run(patch, PATCH_SIDE, PATCH_SIDE), PATCH_SIDE, PATCH_SIDE, MIN_SCORE)) {
+  for (const row of decode(outputs, PATCH_SIDE, PATCH_SIDE, MIN_SCORE)) {
     const face = {
       box: row.box.map((value, i) => value * scale + (i < 2 ? corner[i] : 0)),
       points: row.points.map((point) => point.map((value, i) => value * scale + corner[i])),
@@ -136,7 +137,8 @@ export function cubicTaps(from, to) {
 function decode(outputs, width, height, minScore) {
   const rows = [];
   for (const stride of STRIDES) {
-    const [cls, obj, bbox, kps] = ["cls", "obj", "bbox", "kps"].map((n) => outputs[`${n}_${stride}`]);
+    const output = (name) => outputs[`${name}_${stride}`];
+    const [cls, obj, bbox, kps] = ["cls", "obj", "bbox", "kps"].map(output);
     const columns = width / stride;
     for (let i = 0; i < columns * (height / stride); i++) {
       const score = Math.sqrt(unit(cls[i]) * unit(obj[i]));
@@ -161,7 +163,8 @@ function decode(outputs, width, height, minScore) {
 
 /** Intersection over union of two boxes. */
 export function overlap(a, b) {
-  const side = (i) => Math.max(0, Math.min(a[i] + a[i + 2], b[i] + b[i + 2]) - Math.max(a[i], b[i]));
+  const end = (i) => Math.min(a[i] + a[i + 2], b[i] + b[i + 2]);
+  const side = (i) => Math.max(0, end(i) - Math.max(a[i], b[i]));
   const common = side(0) * side(1);
   return common / (a[2] * a[3] + b[2] * b[3] - common);
 }

@@ -24,7 +24,8 @@ async function load({ threads }) {
   ort = module;
   ort.env.wasm.wasmBinary = wasm;
   ort.env.wasm.numThreads = threads;
-  [detector, classifier] = [await session(names[1], models[0]), await session(names[2], models[1])];
+  detector = await session(names[1], models[0]);
+  classifier = await session(names[2], models[1]);
   await classify([new Uint8Array(SIDE * SIDE)]); // memory is taken now
   return { kind: "ready" };
 }

@@ -1,5 +1,7 @@
 // What the page shows: the picture with its faces, their probabilities, the network's card.
 
+import { overlap } from "./detect.js";
+
 const LONGEST = 1280; // pixels of the canvas that is looked at
 
 const $ = (id) => document.getElementById(id);
@@ -15,7 +17,9 @@ export function announce(sentence, failed = false) {
 /** Draws a picture, mirrored as one sees oneself if it is one's own camera's. */
 export function drawPicture(view, picture, mirrored = false) {
   const scale = Math.min(1, LONGEST / Math.max(picture.width, picture.height));
-  const [width, height] = [picture.width, picture.height].map((n) => Math.max(1, Math.round(n * scale)));
+  const [width, height] = [picture.width, picture.height].map((side) =>
+    Math.max(1, Math.round(side * scale)),
+  );
   if (view.width !== width) view.width = width;
   if (view.height !== height) view.height = height;
   const context = view.getContext("2d");
@@ -38,8 +42,10 @@ export function drawFaces(view, faces, classes, width, mirrored = false) {
   faces.forEach((face, i) => {
     const [left, y, w, h] = face.box.map((value) => value * scale);
     const x = mirrored ? view.width - left - w : left;
-    const text = `${i + 1}  ${classes[top(face.probabilities)]}`;
-    const tag = context.measureText(text).width + 12 * unit;
+    const sizeOf = (text) => context.measureText(text).width + 12 * unit;
+    let text = `${i + 1}  ${classes[top(face.probabilities)]}`;
+    if (sizeOf(text) > 1.6 * w) text = `${i + 1}`; // so that it hides no neighbour
+    const tag = sizeOf(text);
     const tagX = Math.max(0, Math.min(x, view.width - tag));
     const tagY = Math.max(0, y - 22 * unit);
     context.strokeStyle = context.fillStyle = "#1f5fd0";
@@ -50,13 +56,29 @@ export function drawFaces(view, faces, classes, width, mirrored = false) {
   });
 }
 
+/**
+ * Averages the probabilities of each face of a frame with those of the same face `seconds` before,
+ * the older the less: those of half a second ago count 1/e. So the bars of a camera can be read.
+ */
+export function smooth(faces, before, seconds) {
+  const kept = Math.exp(-seconds / 0.5);
+  return faces.map((face) => {
+    const same = before.find((other) => overlap(face.box, other.box) > 0.3);
+    if (!same) return face;
+    const old = same.probabilities;
+    return { ...face, probabilities: face.probabilities.map((p, i) => p + kept * (old[i] - p)) };
+  });
+}
+
 /** Shows a card for each face; cards that are there are kept, so that their bars move. */
-export function showFaces(faces, classes, ms) {
+export function showFaces(faces, classes, ms, live = false) {
   const list = $("faces");
   while (list.children.length > faces.length) list.lastChild.remove();
   while (list.children.length < faces.length) list.append(newCard(classes));
   faces.forEach((face, i) => fillCard(list.children[i], face, i, classes));
-  $("speed").textContent = faces.length ? `${Math.max(1, Math.round(ms / faces.length))} ms a face` : "";
+  const speed = `${Math.max(1, Math.round(ms / faces.length))} ms a face`;
+  const averaged = live ? "; bars are averaged over half a second" : "";
+  $("speed").textContent = faces.length ? speed + averaged : "";
 }
 
 function newCard(classes) {
@@ -78,7 +100,7 @@ function fillCard(card, face, i, classes) {
   [...card.querySelector("ul").children].forEach((bar, j) => {
     bar.classList.toggle("top", j === best);
     bar.querySelector("b").style.width = `${100 * face.probabilities[j]}%`;
-    bar.querySelector("output").textContent = percent(face.probabilities[j]);
+    bar.querySelector("data").textContent = percent(face.probabilities[j]);
   });
 }
 
@@ -93,11 +115,11 @@ export function showNetwork({ name, classes, parameters, accuracy }) {
     return;
   }
   const { split, dataset, images, value, recall } = accuracy;
-  const share = `${(100 * value).toFixed(1)} %`;
+  const [share, count] = [`${(100 * value).toFixed(1)} %`, images.toLocaleString("en")];
   $("network").textContent = `The network: ${name}, ${share} right on ${dataset} ${split}`;
   $("accuracy").textContent =
-    `${name} has ${size}. Of the ${images.toLocaleString("en")} images of ${dataset}’s ${split} ` +
-    `split, it names ${share} as their label does.`;
+    `${name} has ${size}. Of the ${count} images of ${dataset}’s ${split} split, it names ` +
+    `${share} as their label does.`;
   for (const label of classes) {
     const row = $("recall").tBodies[0].insertRow();
     row.innerHTML = '<th scope="row"></th><td></td>';

@@ -2,14 +2,15 @@
 
 const NO_CAMERA = "The camera cannot be used here; photos can.";
 
-/** Returns a file as {canvas, pixels: ImageData}, upright, on white, at most `widest` pixels long. */
+/** Returns a file as {canvas, pixels: ImageData}, upright, on white, its sides at most `widest`. */
 export async function readPicture(file, widest) {
   if (!file) throw new Error("There was no picture in that: choose, drop or paste an image file.");
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    throw new Error(`“${file.name}” is not a picture that this browser can read, or is damaged.`);
+    const name = `“${file.name}”`;
+    throw new Error(`${name} is not a picture that this browser can read, or is damaged.`);
   }
   const scale = Math.min(1, widest / Math.max(bitmap.width, bitmap.height));
   const canvas = document.createElement("canvas");
