@@ -4,6 +4,17 @@
 CLASSES = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
 NUM_CLASSES = len(CLASSES)
 
+# Names under which the seven are known, in lower case.
+CLASS_OF_NAME = {
+    **dict.fromkeys(("anger", "angry"), "Anger"),
+    **dict.fromkeys(("disgust", "disgusted"), "Disgust"),
+    **dict.fromkeys(("fear", "fearful", "afraid", "scared"), "Fear"),
+    **dict.fromkeys(("happiness", "happy", "joy"), "Happiness"),
+    **dict.fromkeys(("sadness", "sad"), "Sadness"),
+    **dict.fromkeys(("surprise", "surprised"), "Surprise"),
+    "neutral": "Neutral",
+}
+
 # The competition's Training, PublicTest and PrivateTest.
 SPLITS = ("train", "valid", "test")
 

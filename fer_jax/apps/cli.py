@@ -1,4 +1,4 @@
-"""The command `fer-jax`: a trained network on photographs, folders, videos and cameras."""
+"""The command `fer-jax`: a trained network on pictures, videos, cameras; scoring predictions."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_jax.errors import FerError
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", help="name of shipped weights, or their folder")
     add("--port", type=_number(0), default=8000, help="on this machine (default 8000; 0: any)")
     add("--build", type=Path, metavar="DIR", help="write the page there, and serve nothing")
+    _add_score(commands)
     return parser
 
 
@@ -90,6 +92,38 @@ def _demo(options: argparse.Namespace) -> int:
         demo.build(options.build, options.weights)
     else:
         demo.serve(options.weights, options.port)
+    return 0
+
+
+def _add_score(commands: Any) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="score any network's predictions for FER2013's PublicTest or PrivateTest",
+        description="Scores predictions, a row for each image: its name in the JPEG mirror, such as"
+        " PrivateTest_10131363, or its row in the competition's CSV; and seven columns of"
+        " probabilities or logits, named by class, or one named prediction. No data set is needed.",
+    )
+    parser.set_defaults(run=_score)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="CSV, or Parquet where pyarrow is installed")
+    add(
+        "--csv", type=Path, metavar="FILE", help="the competition's fer2013.csv, if images are rows"
+    )
+    add("--logits", action="store_true", help="the values are logits, whatever they look like")
+    add("--partial", action="store_true", help="score a file that lacks images of a split")
+    add("--json", type=Path, metavar="FILE", help="write everything there")
+    add("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
+
+
+def _score(options: argparse.Namespace) -> int:
+    from fer_jax.apps import score
+
+    scored = score.score(options.file, options.csv, options.logits, options.partial)
+    print(score.to_text(scored))
+    if options.json:
+        score.write_json(scored, options.json)
+    if options.picture:
+        score.draw(scored, options.picture)
     return 0
 
 

@@ -14,7 +14,7 @@ from fer_jax.data.dataset import Examples
 from fer_jax.data.files import Member
 from fer_jax.data.pictures import read_face
 from fer_jax.errors import DataError
-from fer_jax.labels import CLASSES, SPLITS
+from fer_jax.labels import CLASS_OF_NAME, CLASSES, SPLITS
 
 KIND_DIGITS = 12  # of the SHA-256, which name a prepared data set of this kind
 
@@ -26,15 +26,6 @@ _SPLIT_OF_FOLDER = {
     "validation": "valid",
     "test": "test",
     "testing": "test",
-}
-_CLASS_OF_NAME = {  # names under which the seven are known, in lower case
-    **dict.fromkeys(("anger", "angry"), "Anger"),
-    **dict.fromkeys(("disgust", "disgusted"), "Disgust"),
-    **dict.fromkeys(("fear", "fearful", "afraid", "scared"), "Fear"),
-    **dict.fromkeys(("happiness", "happy", "joy"), "Happiness"),
-    **dict.fromkeys(("sadness", "sad"), "Sadness"),
-    **dict.fromkeys(("surprise", "surprised"), "Surprise"),
-    "neutral": "Neutral",
 }
 _PLACE = re.compile(
     rf"(?P<root>(?:.*/)?)(?P<split>{'|'.join(_SPLIT_OF_FOLDER)})/(?P<rest>.+)", re.IGNORECASE
@@ -71,8 +62,8 @@ class Faces:
             counts.setdefault(split, collections.Counter())[self._key(member, name)] += 1
         self._check_splits(counts)
         names = sorted(set().union(*counts.values()))
-        known = {_CLASS_OF_NAME.get(name) for name in names}
-        self._class_of = {name: _CLASS_OF_NAME.get(name, name) for name in names}
+        known = {CLASS_OF_NAME.get(name) for name in names}
+        self._class_of = {name: CLASS_OF_NAME.get(name, name) for name in names}
         if None in known:
             self._class_of = {name: name for name in names}
             self.classes = tuple(names)

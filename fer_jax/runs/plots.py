@@ -43,6 +43,13 @@ def confusion_matrix(confusion: list[list[int]], title: str, path: Path) -> None
     """Draws a confusion matrix, images in the cells and shade by recall, as PNG."""
     figure = create_figure(6, 5.2)
     axes = figure.subplots()
+    draw_confusion_matrix(axes, confusion)
+    axes.set_title(title)
+    figure.savefig(path)
+
+
+def draw_confusion_matrix(axes: Any, confusion: list[list[int]]) -> None:
+    """Draws :func:`confusion_matrix` into a figure's axes."""
     counts = np.asarray(confusion)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -53,6 +60,4 @@ def confusion_matrix(confusion: list[list[int]], title: str, path: Path) -> None
     axes.set_yticks(range(len(CLASSES)), CLASSES)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title)
-    figure.colorbar(image, label="share of the true class")
-    figure.savefig(path)
+    axes.figure.colorbar(image, ax=axes, label="share of the true class")

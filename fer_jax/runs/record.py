@@ -12,14 +12,15 @@ import numpy as np
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import RecordError
-from fer_jax.machine import environment as environment_lib
-from fer_jax.ops import native
 
 FORMAT = 1
 
 
 def environment() -> dict[str, Any]:
     """Returns versions, device, commit, and what convolutions run in; names nobody."""
+    from fer_jax.machine import environment as environment_lib  # reading a record needs no JAX
+    from fer_jax.ops import native
+
     return environment_lib.describe() | {"convolutions": native.convolutions()}
 
 
