@@ -233,6 +233,7 @@ def test_the_overlay_stays_within_the_square():
 # What is imported
 
 
+@pytest.mark.slow
 def test_predicting_needs_neither_tensorflow_nor_matplotlib(tmp_path, clean_environment):
     path = tmp_path / "a.npy"
     np.save(path, crops(2))

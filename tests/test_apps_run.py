@@ -312,6 +312,7 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
     assert f"no picture or video in {tmp_path}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_crops_need_no_opencv_and_the_others_say_so(stored, tmp_path, clean_environment):
     Image.fromarray(crops(1)[0]).save(tmp_path / "a.png")
     program = (

@@ -121,7 +121,9 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, text, message):
         design.load_study(path)
 
 
-@pytest.mark.parametrize("path", [PILOT, FULL], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [PILOT, pytest.param(FULL, marks=pytest.mark.slow)], ids=lambda p: p.stem
+)
 def test_a_study_in_the_repository_has_as_many_runs_as_it_says(path):
     study = design.load_study(path)
     cells = design.cells(study)

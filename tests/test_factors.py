@@ -275,6 +275,7 @@ def change(path, **changes):
     path.write_text(json.dumps(found), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_figures_are_there_and_the_same_each_time(tmp_path, cells):
     frame = table(tmp_path, cells)
     drawn = factor_figures.drawings(frame)

@@ -15,7 +15,7 @@ from fer_jax import ops
 from fer_jax.ops import native
 
 needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler here")
-few_examples = settings(max_examples=12, deadline=None, derandomize=True)
+few_examples = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 @needs_library
@@ -70,7 +70,7 @@ def test_convolution_relu_and_pooling_in_one_equal_those_in_turn_in_float64(
 
 
 @needs_library
-@settings(few_examples, max_examples=25)
+@settings(few_examples, max_examples=15)
 @given(
     images=st.integers(1, 4),
     size=st.tuples(st.integers(3, 30), st.integers(3, 30)),
