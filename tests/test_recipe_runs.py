@@ -20,6 +20,7 @@ def run(config, folder, **fields):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_that_leaves_test_closed_says_nothing_about_it(config, tmp_path):
     found = run(config, tmp_path / "run", **{"eval.open_test": False, "train.epochs": 1})
     assert found["test_evaluations"] == 0
@@ -43,6 +44,7 @@ def test_views_stand_beside_the_plain_predictions(config, dataset, tmp_path):
     assert found["views"]["predictions"] != found["predictions"]
 
 
+@pytest.mark.slow
 def test_a_run_is_taught_combined_and_goes_on_to_the_same_bits(config, dataset, tmp_path):
     teacher = {"train.epochs": 1, "eval.train_predictions": True, "train.ema_decay": 0.5}
     for seed in range(2):

@@ -613,6 +613,7 @@ def of_faces(faces):
     return record(predictions={"test": packed(probabilities(labels), labels)})
 
 
+@pytest.mark.slow
 def test_the_illustrated_page_has_the_pictures_and_the_other_none(faces):
     plain = page.Sources(loaded(of_faces(faces)), None, figures.Faces([str(i) for i in range(23)]))
     found = {}

@@ -179,6 +179,7 @@ def test_balanced_class_weights():
     np.testing.assert_allclose(weights, [8 / 42, 8 / 14, 0, 0, 0, 0, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_place_in_the_global_batch(config):
     images = jnp.ones((4, 48, 48, 1))
     model = create_model(config.model, axis_name=BATCH_AXIS)
