@@ -225,11 +225,6 @@ def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     return dict(walk(config.to_dict() if isinstance(config, ConfigDict) else config, ""))
 
 
-def field_names() -> list[str]:
-    """Returns the paths of all fields, such as `train.epochs`."""
-    return list(FIELDS)
-
-
 def fill_defaults(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """Returns all fields by path; one that an older record does not have counts as its default.
 
