@@ -1,5 +1,8 @@
+import io
 import json
+import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from fer_jax import config as config_lib
+from fer_jax.apps import cli, stablehlo
 from fer_jax.apps import onnx as onnx_export
 from fer_jax.data import drawn
 from fer_jax.errors import ExtraError, WeightsError
@@ -18,6 +22,7 @@ from fer_jax.labels import CLASSES, IMAGE_SHAPE
 from fer_jax.machine.devices import BATCH_AXIS
 from fer_jax.models import MODELS, create_model, summary
 from fer_jax.predict import make_predict
+from fer_jax.weights import store
 
 FAST = ("arch03", "pcnn", "mini_xception", "compact", "tiny")
 NETWORKS = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MODELS]
@@ -251,3 +256,63 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
     model = _model("arch03")
     with pytest.raises(ExtraError, match=r"pip install 'fer-jax\[export\]'"):
         onnx_export.export(model, {}, METADATA)
+
+
+RELOAD = """
+import sys, numpy as np, jax
+program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+for count in (1, 3, 20):
+    outputs = program.call(np.load(sys.argv[2])[:count])
+    assert {k: v.shape for k, v in outputs.items()} == dict.fromkeys(outputs, (count, 7))
+np.savez(sys.argv[3], **outputs)
+assert "fer_jax" not in sys.modules
+"""
+
+
+def test_stablehlo_gives_in_another_process_what_the_network_gives(tmp_path):
+    model = _model("arch03")
+    variables, images = _variables(model), _images(20)
+    with zipfile.ZipFile(io.BytesIO(stablehlo.export(model, variables, METADATA))) as archive:
+        metadata = json.loads(archive.read(stablehlo.METADATA))
+        archive.extract(stablehlo.PROGRAM, tmp_path)
+    assert metadata["classes"] == list(CLASSES)
+    assert "uint8 [n, 48, 48]" in metadata["input"]
+    np.save(tmp_path / "images.npy", images)
+    files = [tmp_path / name for name in (stablehlo.PROGRAM, "images.npy", "outputs.npz")]
+    subprocess.run([sys.executable, "-c", "import jax.export" + RELOAD, *files], check=True)
+    outputs = np.load(files[-1])
+    ours = _predict(model, variables, images)
+    _assert_same(ours, np.asarray(jax.nn.log_softmax(outputs["logits"])))
+    np.testing.assert_allclose(outputs["probabilities"], np.exp(ours), rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    config = config_lib.get_config().model
+    config.update({"name": "tiny"})
+    folder = tmp_path / "net"
+    store.save(folder, _variables(create_model(config)), config, CLASSES, {"seed": 3})
+    return folder
+
+
+def test_the_command_writes_a_file(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(saved)]) == 0
+    assert "net.onnx: " in capsys.readouterr().out
+    properties = _session((tmp_path / "net.onnx").read_bytes()).get_modelmeta().custom_metadata_map
+    _, variables, metadata = store.load(saved)
+    assert properties["sha256"] == metadata["sha256"] == store.sha256(variables)
+    assert (properties["source"], properties["licence"]) == ("net", "MIT")
+    assert cli.main(["export", str(saved), "--format=stablehlo", "--out=other.zip"]) == 0
+    assert zipfile.is_zipfile(tmp_path / "other.zip")
+
+
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_a_file_that_was_cut_off_gives_one_line_and_no_file(saved, tmp_path, capsys, keep):
+    file = saved / store.ARRAYS
+    file.write_bytes(file.read_bytes()[:keep])
+    assert cli.main(["export", str(saved), f"--out={tmp_path / 'net.onnx'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(file) in error
+    assert not (tmp_path / "net.onnx").exists()

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("fer-jax", description="Seven emotions in faces.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_export(commands)
     command = commands.add_parser(
         "predict",
         help="find faces in pictures and videos, and say how probable each emotion is",
@@ -124,6 +125,31 @@ def _score(options: argparse.Namespace) -> int:
         score.write_json(scored, options.json)
     if options.picture:
         score.draw(scored, options.picture)
+    return 0
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser(
+        "export", help="write a trained network for ONNX Runtime, a browser, or XLA"
+    )
+    export.set_defaults(run=_export)
+    add = export.add_argument
+    add("weights", help="name of shipped weights, their folder, a run's folder or a Keras file")
+    add("--format", choices=("onnx", "stablehlo"), default="onnx", help="default: onnx")
+    add("--out", type=Path, metavar="FILE", help="default: the weights' name with .onnx or so")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fer_jax.apps import onnx, stablehlo
+    from fer_jax.apps.load import load_network
+    from fer_jax.runs import workdir
+
+    export = {"onnx": onnx.export, "stablehlo": stablehlo.export}[options.format]
+    model, variables, name, metadata = load_network(options.weights)
+    data = export(model, variables, {"source": name, "licence": "MIT"} | metadata)
+    out = options.out or Path(f"{name}.{options.format}")
+    workdir.write_bytes(out, data)
+    print(f"{out}: {len(data):,} bytes")
     return 0
 
 

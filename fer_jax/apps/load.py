@@ -1,10 +1,11 @@
 """Trained weights by name or from a file, as a :class:`~fer_jax.apps.predictor.Predictor`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fer_jax.apps.predictor import Predictor
 from fer_jax.errors import CheckpointError, WeightsError
+from fer_jax.labels import CLASSES
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In a wheel, and in the repository.
@@ -18,7 +19,23 @@ def shipped() -> dict[str, Path]:
     return {f.name: f for f in sorted(folders, key=lambda f: f.name) if f.is_dir()}
 
 
+class Network(NamedTuple):
+    """A trained network, its variables, their name, and what `weights.store` says of them."""
+
+    model: Any
+    variables: Any
+    name: str
+    metadata: dict[str, Any]
+
+
 def load(weights: str | Path | None = None) -> Predictor:
+    """Loads a trained network as what predicts; see :func:`load_network`."""
+    network = load_network(weights)
+    classes = network.metadata["classes"]
+    return Predictor(network.model, network.variables, network.name, classes)
+
+
+def load_network(weights: str | Path | None = None) -> Network:
     """Loads a trained network.
 
     Args:
@@ -28,7 +45,8 @@ def load(weights: str | Path | None = None) -> Predictor:
         the shipped weights, if they are one network.
 
     Returns:
-      What predicts. It is never without trained weights.
+      The network, never without trained weights. Where the weights come without metadata, it has
+      `classes` and `sha256` alone.
 
     Raises:
       WeightsError: if there are no such weights, or they are damaged.
@@ -58,7 +76,7 @@ def load(weights: str | Path | None = None) -> Predictor:
     )
 
 
-def _from_keras(path: Path) -> Predictor:
+def _from_keras(path: Path) -> Network:
     from fer_jax.models import MODELS
     from fer_jax.weights.keras import import_keras_hdf5
 
@@ -69,10 +87,10 @@ def _from_keras(path: Path) -> Predictor:
             name, variables = "fully_cnn", import_keras_hdf5(path, "fully_cnn")
         except WeightsError:
             raise error from None
-    return Predictor(MODELS[name](), variables, path.stem)
+    return _bare(MODELS[name](), variables, path.stem)
 
 
-def _from_run(folder: Path) -> Predictor:
+def _from_run(folder: Path) -> Network:
     """Loads a run's best checkpoint."""
     from fer_jax.config import get_config
     from fer_jax.models import create_model
@@ -93,12 +111,19 @@ def _from_run(folder: Path) -> Predictor:
     best = max(rows, key=lambda row: row[_SCORE])
     variables = checkpoint.load_variables(folder, best["step"])
     checkpoint.check_variables(variables, model, folder)
-    return Predictor(model, variables, folder.resolve().name)
+    return _bare(model, variables, folder.resolve().name)
 
 
-def _from_store(path: Path) -> Predictor:
+def _bare(model: Any, variables: Any, name: str) -> Network:
+    from fer_jax.weights import store
+
+    metadata = {"classes": list(CLASSES), "sha256": store.sha256(variables)}
+    return Network(model, variables, name, metadata)
+
+
+def _from_store(path: Path) -> Network:
     from fer_jax.weights import store
 
     model, variables, metadata = store.load(path)
     name = path.resolve().name if path.is_dir() else path.stem
-    return Predictor(model, variables, name, metadata["classes"])
+    return Network(model, variables, name, metadata)

@@ -18,11 +18,9 @@ from flax import linen as nn
 
 from fer_jax.apps import trace
 from fer_jax.errors import ExtraError, WeightsError
-from fer_jax.labels import SIDE
 from fer_jax.models.layers import LocalResponseNorm
 
 OPSET = 17
-INPUT, OUTPUTS = "images", ("probabilities", "logits")
 _IR_VERSION = 8  # of the file format, the oldest that has the opset
 
 
@@ -47,9 +45,6 @@ def export(model: nn.Module, variables: Any, metadata: dict[str, Any]) -> bytes:
     graph = _Graph()
     with nn.intercept_methods(_keep_whole):
         traced = trace.forward(model, variables, trace.images_spec())
-    for constant in traced.consts:
-        if not np.isfinite(constant).all():
-            raise WeightsError(f"the weights of this {type(model).__name__} are not all finite")
     logits = _translate(graph, traced)
     logits = _fold(graph, logits)
     return _serialize(graph, logits, traced.out_avals[0].shape[1], metadata)
@@ -150,7 +145,7 @@ def _translate(graph: _Graph, traced: Any) -> str:
     }
     images: Any
     (images,), (output,) = jaxpr.invars, jaxpr.outvars
-    values[images] = _Tensor(INPUT, images.aval.shape, (0, 1, 2))
+    values[images] = _Tensor(trace.INPUT, images.aval.shape, (0, 1, 2))
 
     def read(atom: Any) -> _Value:
         is_literal = hasattr(atom, "val")
@@ -516,7 +511,7 @@ def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    names = {logits: OUTPUTS[1]}
+    names = {logits: trace.OUTPUTS[1]}
     nodes = [
         helper.make_node(
             node.op,
@@ -526,11 +521,12 @@ def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any
         )
         for node in graph.nodes
     ]
-    nodes.append(helper.make_node("Softmax", [OUTPUTS[1]], [OUTPUTS[0]], axis=-1))
+    nodes.append(helper.make_node("Softmax", [trace.OUTPUTS[1]], [trace.OUTPUTS[0]], axis=-1))
     spec = trace.images_spec()
-    images = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["n", *spec.shape[1:]])
+    images = helper.make_tensor_value_info(trace.INPUT, TensorProto.UINT8, ["n", *spec.shape[1:]])
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", classes]) for name in OUTPUTS
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", classes])
+        for name in trace.OUTPUTS
     ]
     constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
     model = helper.make_model(
@@ -540,16 +536,8 @@ def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any
         producer_name="fer-jax",
         producer_version=importlib.metadata.version("fer-jax"),
     )
-    helper.set_model_props(model, describe(metadata))
+    described = trace.describe(metadata).items()
+    properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described}
+    helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
-
-
-def describe(metadata: dict[str, Any]) -> dict[str, str]:
-    """Returns a network's metadata as an exported file keeps it: strings, JSON if need be."""
-    described = metadata | {
-        "input": f"{INPUT}: uint8 [n, {SIDE}, {SIDE}], grey faces, any number n; scaled inside",
-        "output": f"{OUTPUTS[0]}: float32 [n, classes], the softmax of {OUTPUTS[1]}; "
-        f"{OUTPUTS[1]}: float32 [n, classes]",
-    }
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}

@@ -7,11 +7,15 @@ import jax
 import jax.core
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import export
 
+from fer_jax.errors import WeightsError
 from fer_jax.labels import SIDE
 from fer_jax.steps import to_float
+
+INPUT, OUTPUTS = "images", ("probabilities", "logits")
 
 
 def images_spec() -> jax.ShapeDtypeStruct:
@@ -32,6 +36,9 @@ def forward(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> A
 
     Returns:
       A `jax.extend.core.ClosedJaxpr` from images to logits `[n, classes]` float32.
+
+    Raises:
+      WeightsError: if weights are not finite.
     """
     if hasattr(model, "dtype"):
         model = model.clone(dtype=jnp.float32)
@@ -40,7 +47,19 @@ def forward(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> A
         return model.apply(variables, to_float(images[..., None]), train=False)
 
     traced = jax.make_jaxpr(logits)(images)
-    return jax.make_jaxpr(lambda images: _evaluate(traced, [images])[0])(images)
+    plain = jax.make_jaxpr(lambda images: _evaluate(traced, [images])[0])(images)
+    if not all(np.isfinite(constant).all() for constant in plain.consts):
+        raise WeightsError(f"the weights of this {type(model).__name__} are not all finite")
+    return plain
+
+
+def describe(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns a network's metadata with what an exported file takes and returns."""
+    return metadata | {
+        "input": f"{INPUT}: uint8 [n, {SIDE}, {SIDE}], grey faces, any number n; scaled inside",
+        "output": f"{OUTPUTS[0]}: float32 [n, classes], the softmax of {OUTPUTS[1]}; "
+        f"{OUTPUTS[1]}: float32 [n, classes]",
+    }
 
 
 def _evaluate(closed: Any, arguments: list[Any]) -> list[Any]:

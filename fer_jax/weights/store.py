@@ -122,6 +122,11 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     return model, traverse_util.unflatten_dict(named), metadata
 
 
+def sha256(variables: dict[str, Any]) -> str:
+    """Returns the hash that :func:`save` keeps of these variables, float32."""
+    return _sha256({name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()})
+
+
 def _flatten(variables: dict[str, Any]) -> dict[str, Any]:
     """Returns `{"params/conv1/kernel": ..., ...}`."""
     return traverse_util.flatten_dict(variables, sep="/")
