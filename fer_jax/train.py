@@ -580,7 +580,7 @@ def _write(results: dict[str, Any], workdir: Path) -> None:
                 f"{results['experiment']}, {split}",
                 workdir / f"confusion_{split}.png",
             )
-        wd.write_json(workdir / "results.json", results)
+        wd.write_sealed(workdir / "results.json", results)
     except OSError as error:
         raise WorkdirError(
             f"cannot write the record in {workdir}: {error.strerror or error}. All epochs are "

@@ -8,7 +8,7 @@ import pytest
 
 from fer_jax import ensemble, metrics, teachers
 from fer_jax.data import pipeline, select
-from fer_jax.errors import RecordError, TrainingError
+from fer_jax.errors import RecordError, TrainingError, WorkdirError
 from fer_jax.runs import record
 
 
@@ -61,7 +61,7 @@ def test_soft_labels_outlive_their_teachers(config, dataset, tmp_path):
     kept = json.loads(path.read_text(encoding="utf-8"))
     kept["probabilities"] = "AAAA" + kept["probabilities"][4:]
     path.write_text(json.dumps(kept), encoding="utf-8")
-    with pytest.raises(TrainingError, match="is damaged"):
+    with pytest.raises(WorkdirError, match="is damaged"):
         teachers.soft_labels(config, dataset, tmp_path / "student")
 
 

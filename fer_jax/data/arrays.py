@@ -6,13 +6,13 @@ NumPy only: a prepared data set is opened without importing TensorFlow or TFDS. 
 
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fer_jax import seal
 from fer_jax.data.dataset import Dataset, Examples, Split
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
@@ -58,7 +58,7 @@ def write_arrays(
         "crc32": checksums,
     }
     with (folder / "metadata.json").open("w", encoding="utf-8") as file:
-        file.write(json.dumps(metadata, indent=1) + "\n")
+        file.write(json.dumps(seal.add(metadata), indent=1) + "\n")
         _flush(file)
 
 
@@ -74,6 +74,8 @@ def open_arrays(folder: str | os.PathLike) -> Dataset:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         if metadata["format"] != _FORMAT:
             raise ValueError(f"format is {metadata['format']}, this program reads {_FORMAT}")
+        if seal.is_broken(metadata):
+            raise ValueError("it is not what was written: it was damaged")
         source, checksums = metadata["source"], metadata["crc32"]
         name, kind, sha256 = source["name"], source["kind"], source["sha256"]
         classes = tuple(map(str, metadata["classes"]))
@@ -105,7 +107,7 @@ def _open_split(
         path = folder / f"{split}_{field}.npy"
         try:
             array = np.load(path, mmap_mode="r" if field == "images" else None)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy raises many things on damaged files
             raise _damaged(path, repr(error)) from error
         if array.shape != shape or array.dtype.kind != dtype_kind:
             what = f"holds {array.dtype}{list(array.shape)}, not {list(shape)} of kind {dtype_kind}"

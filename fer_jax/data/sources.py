@@ -19,10 +19,12 @@ import functools
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,8 @@ from fer_jax.data.files import Member
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
 
+log = logging.getLogger("fer_jax")
+
 KINDS = ("jpeg", "csv", "icml_csv")
 PARTIAL = "_partial"  # ends the name of a config that allows other counts than COUNTS
 
@@ -40,6 +44,12 @@ COUNTS = {
     "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
     "valid": (467, 56, 496, 895, 653, 415, 607),
     "test": (491, 55, 528, 879, 594, 416, 626),
+}
+# MD5 of the CSV files as they were published, which torchvision's FER2013 checks too; CSV itself has
+# no checksum by which a damaged pixel could be known.
+MD5 = {
+    "csv": "f8428a1edbd21e88f42c73edd2a14f95",
+    "icml_csv": "b114b9e04e6949e5fe8b6a98b3892b1d",
 }
 _SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 # The folders in which pictures of a usage may lie: the mirror has no folder for PublicTest.
@@ -149,14 +159,28 @@ def read_source(source: str | os.PathLike | Source, partial: bool) -> Mapping[st
     """
     if not isinstance(source, Source):
         source = recognise(source)
-    examples = _jpeg_examples(source) if source.kind == "jpeg" else _csv_examples(source)
+    md5 = hashlib.md5(usedforsecurity=False)  # of a CSV
+    examples = _jpeg_examples(source) if source.kind == "jpeg" else _csv_examples(source, md5)
     repair = kaggle.repair_of(source.path)
     try:
-        return _stack(source.path, examples, partial)
+        splits = _stack(source.path, examples, partial)
     except _WrongCounts as error:
         raise DataError(f"{error}. {repair or _PARTIAL_ADVICE}") from error
     except DataError as error:
         raise DataError(f"{error}. {repair}") if repair else error from error.__cause__
+    if source.kind != "jpeg" and not partial:
+        _warn_unless_published(source, md5.hexdigest())
+    return splits
+
+
+def _warn_unless_published(source: Source, md5: str) -> None:
+    """Warns of a CSV that may have been saved again by a program, or may be damaged."""
+    if md5 != MD5[source.kind]:
+        log.warning(
+            "%s is not the file that was published (its MD5 is %s, not %s): a program saved it "
+            "again, or pixels are damaged. If it was not saved again, download it anew",
+            *(source.path, md5, MD5[source.kind]),
+        )
 
 
 def recognise(path: str | os.PathLike) -> Source:
@@ -370,11 +394,12 @@ def _kind_of_columns(columns: Sequence[str]) -> str | None:
     return "icml_csv" if named == ["emotion", "usage", "pixels"] else "csv"
 
 
-def _csv_examples(source: Source) -> Iterator[_Example]:
+def _csv_examples(source: Source, md5: Any) -> Iterator[_Example]:
+    """Yields the rows of a CSV, and adds its bytes to `md5`."""
     *steps, name = source.steps or ("",)
     if not source.steps:
         with files.open_file(source.path) as file:
-            yield from _table_examples(str(source.path), file)
+            yield from _table_examples(str(source.path), file, md5)
         return
     tables = 0
     for member in _members_at(source.path, steps):  # to the end, where the checksums are
@@ -383,15 +408,18 @@ def _csv_examples(source: Source) -> Iterator[_Example]:
             if tables > 1:
                 raise DataError(f"{member.place} is there twice")
             with member.open() as file:
-                yield from _table_examples(member.place, file)
+                yield from _table_examples(member.place, file, md5)
 
 
-def _table_examples(place: str, file: io.BufferedReader) -> Iterator[_Example]:
-    columns = _columns(_read_row(f"{place}, line 1", file))
+def _table_examples(place: str, file: io.BufferedReader, md5: Any) -> Iterator[_Example]:
+    header = _read_row(f"{place}, line 1", file)
+    md5.update(header)
+    columns = _columns(header)
     blank = None  # place and line of a row that is allowed at the end only
     for row in itertools.count():
         row_place = f"{place}, row {row} (line {row + 2})"
         line = _read_row(row_place, file)
+        md5.update(line)
         if not line:
             return
         if not line.strip(b" \r\n"):

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fer_jax import seal
 from fer_jax.errors import CheckpointError
 from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.state import TrainState, variables_of
@@ -67,12 +68,17 @@ class Checkpointer:
         return self
 
     def _set_aside_damaged(self) -> None:
-        """Renames checkpoints whose score cannot be read: orbax would refuse to open the folder."""
-        for path in self.folder.glob("*/metrics/metrics"):
+        """Renames checkpoints whose score is not what was saved.
+
+        Orbax would refuse to open the folder, or keep another one for the best.
+        """
+        for path in self.folder.glob("*[0-9]/metrics/metrics"):
+            step = path.parent.parent
             try:
-                json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                step = path.parent.parent
+                score = json.loads(path.read_text(encoding="utf-8"))
+                if score != _read_progress(step)["score"]:
+                    raise ValueError(f"{path.name} holds {score}, which is not what was saved")
+            except (OSError, ValueError, KeyError) as error:
                 log.warning("%s cannot be read (%s); set aside as %s.damaged", step, error, step)
                 step.rename(step.with_suffix(".damaged"))
 
@@ -124,7 +130,9 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
-                    progress=ocp.args.JsonSave(progress | {"sha256": checksums(arrays)}),
+                    progress=ocp.args.JsonSave(
+                        seal.add(progress | {"score": metrics, "sha256": checksums(arrays)})
+                    ),
                 ),
                 metrics=metrics,
             )
@@ -173,14 +181,17 @@ class Checkpointer:
                 ),
             )
         state, progress = restored["state"], restored["progress"]
+        if seal.is_broken(progress):
+            raise CheckpointError(f"checkpoint {folder} is damaged: progress is not what was saved")
         for ours, theirs in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
             if ours.shape != theirs.shape:
                 raise CheckpointError(
                     f"checkpoint {folder} holds an array {theirs.shape} where the network has "
                     f"{ours.shape}: it belongs to another model"
                 )
-        _verify(folder, state, progress.pop("sha256", {}))
-        return state, progress
+        _verify(folder, state, progress["sha256"])
+        ours = ("score", "sha256", seal.KEY)
+        return state, {name: value for name, value in progress.items() if name not in ours}
 
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads the newest readable checkpoint, and removes newer ones that are not.
@@ -229,13 +240,19 @@ def steps_in(workdir: Path) -> list[int]:
 def read_progress(workdir: Path) -> dict[str, Any] | None:
     """Returns the progress saved with the newest checkpoint that has it readable, else None."""
     for step in reversed(steps_in(workdir)):
-        with contextlib.suppress(OSError, ValueError):
-            return _read_progress(workdir / "checkpoints" / str(step))
+        folder = workdir / "checkpoints" / str(step)
+        try:
+            return _read_progress(folder)
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s); looking at the one before", folder, error)
     return None
 
 
 def _read_progress(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
+    found = json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
+    if seal.is_broken(found):
+        raise ValueError("its progress is not what was saved")
+    return found
 
 
 def load_variables(workdir: Path, step: int) -> dict[str, Any]:
@@ -258,7 +275,7 @@ def load_variables(workdir: Path, step: int) -> dict[str, Any]:
         ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
     ):
         state = checkpointer.restore(folder / "state")
-        sha256 = _read_progress(folder).get("sha256", {})
+        sha256 = _read_progress(folder)["sha256"]
         variables = variables_of(state)
     # What is evaluated does not hang on the optimiser.
     _verify(folder, {n: x for n, x in state.items() if n != "opt_state"}, sha256)

@@ -58,7 +58,7 @@ def keep(workdir: Path, epoch: int, variables: str, log_probs: np.ndarray) -> in
     }
     openings = [*_read(workdir), opening]
     try:
-        wd.write_json(workdir / FILE, openings)
+        wd.write_sealed(workdir / FILE, {"openings": openings})
     except OSError as error:
         raise WorkdirError(
             f"cannot note in {workdir / FILE} that test is opened: {error.strerror or error}; make "
@@ -68,4 +68,5 @@ def keep(workdir: Path, epoch: int, variables: str, log_probs: np.ndarray) -> in
 
 
 def _read(workdir: Path) -> list[dict[str, Any]]:
-    return wd.read_json(workdir / FILE) or []
+    found = wd.read_json(workdir / FILE)
+    return found["openings"] if found else []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax import seal
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import RecordError
@@ -109,6 +110,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check(found: Any) -> None:
+    if seal.is_broken(found):
+        raise ValueError("it is not what was written: it was damaged or changed")
     _check_fields(found, _FIELDS)
     for split, metrics in found["metrics"].items():
         _check_fields(metrics, _METRICS, f"metrics.{split}.")

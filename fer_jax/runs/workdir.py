@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fer_jax import seal
 from fer_jax.errors import WorkdirError
 
 log = logging.getLogger("fer_jax")
@@ -94,6 +95,11 @@ def write_json(path: Path, value: Any) -> None:
       ValueError: for NaN or infinity, which JSON does not have.
     """
     write_text(path, to_json(value) + "\n")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON as :func:`write_json` does, with a hash of it that :func:`read_json` checks."""
+    write_json(path, seal.add(value))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -246,13 +252,16 @@ def read_json(path: Path) -> Any | None:
     """Returns what a JSON file holds, None if it is not there.
 
     Raises:
-      WorkdirError: if it cannot be read or is not JSON.
+      WorkdirError: if it cannot be read, is not JSON, or is not what was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise WorkdirError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise WorkdirError(f"{path} is not JSON ({error}); move it away to go on") from error
+    if seal.is_broken(found):
+        raise WorkdirError(f"{path} is damaged: it is not what was written; move it away to go on")
+    return found

@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from fer_jax import seal
 from fer_jax.config import Config, get_config
 from fer_jax.errors import ConfigError, WeightsError
 from fer_jax.labels import IMAGE_SHAPE
@@ -76,7 +77,7 @@ def save(
         "sha256": _sha256(arrays),
         "record": record,
     }
-    metadata = json.loads(json.dumps(metadata, allow_nan=False))  # as it will be read: no tuples
+    metadata = seal.add(metadata)
     data = safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, sort_keys=True)})
     workdir.write_bytes(folder / ARRAYS, data)
     workdir.write_json(folder / METADATA, metadata)
@@ -155,8 +156,8 @@ def _read_metadata(file: Path, text: str | None) -> dict[str, Any]:
         raise WeightsError(
             f"{file} is of format {metadata['format']}; this version reads format {FORMAT}"
         )
-    if not complete:
-        raise WeightsError(f"{file} is damaged: its metadata cannot be read; {_AGAIN}")
+    if not complete or seal.is_broken(metadata):
+        raise WeightsError(f"{file} is damaged: its metadata is not what was saved; {_AGAIN}")
     return metadata
 
 
