@@ -137,7 +137,12 @@ def _run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
     """Runs a worker; returns its line, or its last words as `error`."""
     try:
         done = subprocess.run(
-            command, cwd=FOLDER, env=env, capture_output=True, text=True, timeout=WORKER_LIMIT_S
+            command,
+            cwd=FOLDER,
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=WORKER_LIMIT_S,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {WORKER_LIMIT_S} s"}

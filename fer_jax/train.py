@@ -431,7 +431,15 @@ def _best(history: list[Row], workdir: Path) -> Row:
     rows = [row for row in history if row["step"] in there]
     if not rows:
         raise TrainingError(f"no epoch has been completed in {workdir}; train first")
-    return max(rows, key=lambda row: row[SCORE])
+    best, of_all = (max(found, key=lambda row: row[SCORE]) for found in (rows, history))
+    if best is not of_all:
+        log.warning(
+            "The checkpoint of the best epoch, %d (%s %.4f), is not in %s; the best of those "
+            "there is epoch %d (%.4f)",
+            *(of_all["epoch"], SCORE, of_all[SCORE], workdir / "checkpoints"),
+            *(best["epoch"], best[SCORE]),
+        )
+    return best
 
 
 def _measure(dataset: Dataset, split: str, log_probs: np.ndarray) -> dict[str, Any]:
@@ -581,8 +589,7 @@ def _write(results: dict[str, Any], workdir: Path) -> None:
                 workdir / f"confusion_{split}.png",
             )
         wd.write_sealed(workdir / "results.json", results)
-    except OSError as error:
+    except WorkdirError as error:
         raise WorkdirError(
-            f"cannot write the record in {workdir}: {error.strerror or error}. All epochs are "
-            "kept; make room or allow writing there, then run the same command again"
+            f"{error}. All epochs are kept: the same command then only writes the record"
         ) from error

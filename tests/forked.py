@@ -98,9 +98,9 @@ def start(arguments: list[str], before: Callable[[], None] = lambda: None) -> Ru
 
 
 def _launch(arguments: list[str]) -> int:
-    import launch
     from absl import app
 
+    import launch
     from fer_jax.runs import stop
 
     sys.argv = ["launch.py", *arguments]

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -78,9 +79,12 @@ def _hash(*parts: Any) -> str:
 # Data
 
 
+_faces = functools.cache(helpers.tiny_examples)
+
+
 def _names() -> Iterator[tuple[str, int, np.ndarray, str]]:
     for split, usage in (("train", "Training"), ("valid", "PublicTest"), ("test", "PrivateTest")):
-        images, labels, _ = helpers.tiny_examples()[split]
+        images, labels, _ = _faces()[split]
         for i in range(14):
             yield usage, i, images[i], int(labels[i])
 
@@ -95,6 +99,7 @@ def _make_archive(folder: Path) -> None:
             archive.writestr(f"{top}/{folders[label]}/{usage}_{number}.jpg", data.getvalue())
 
 
+@functools.cache
 def _csv_text() -> str:
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
@@ -118,7 +123,7 @@ def _make_tar(folder: Path) -> None:
 
 def _read_source(folder: Path) -> str:
     """Reads a source whose counts and MD5 are taken for the published ones."""
-    counts = {split: (2,) * 7 for split in ("train", "valid", "test")}
+    counts = dict.fromkeys(("train", "valid", "test"), (2,) * 7)
     md5 = hashlib.md5(_csv_text().encode()).hexdigest()
     with (
         mock.patch.object(sources, "COUNTS", counts),

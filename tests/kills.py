@@ -127,7 +127,8 @@ def kill_and_compare(folder: Path, experiment: Path, count: int, random_: random
 
     def finish(workdir: Path) -> None:
         status, errors = launch(workdir).wait()
-        assert status == 0 and "Traceback" not in errors, errors
+        assert status == 0, errors
+        assert "Traceback" not in errors, errors
 
     for name in ("first", "whole"):  # the first one compiles
         begun = time.monotonic()
@@ -143,9 +144,9 @@ def kill_and_compare(folder: Path, experiment: Path, count: int, random_: random
         status, errors = run.wait()
         counts["kills"] += 1
         counts["before_the_end"] += not (workdir / "results.json").exists()
-        counts["after_test_was_opened"] += (
-            (workdir / "test_openings.json").exists() and not (workdir / "results.json").exists()
-        )
+        counts["after_test_was_opened"] += (workdir / "test_openings.json").exists() and not (
+            workdir / "results.json"
+        ).exists()
         print(f"{counts['kills']}: {how}, {after_s:.2f} s, status {status}", flush=True)
         try:
             assert "Traceback" not in errors, errors

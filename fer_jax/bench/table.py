@@ -93,7 +93,7 @@ def _ask(task: dict[str, Any], environment) -> dict[str, Any]:
         [sys.executable, "-m", "fer_jax.bench.measure"],
         input=json.dumps(task),
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )

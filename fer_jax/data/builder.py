@@ -93,7 +93,7 @@ def _alone(path: Path) -> Iterator[bool]:
     except ImportError:  # Windows
         yield False
         return
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,8 +45,8 @@ COUNTS = {
     "valid": (467, 56, 496, 895, 653, 415, 607),
     "test": (491, 55, 528, 879, 594, 416, 626),
 }
-# MD5 of the CSV files as they were published, which torchvision's FER2013 checks too; CSV itself has
-# no checksum by which a damaged pixel could be known.
+# MD5 of the CSV files as they were published, which torchvision's FER2013 checks too: nothing in a
+# CSV tells a damaged pixel from a right one.
 MD5 = {
     "csv": "f8428a1edbd21e88f42c73edd2a14f95",
     "icml_csv": "b114b9e04e6949e5fe8b6a98b3892b1d",

@@ -75,7 +75,9 @@ def has_nvidia_gpu(driver: Path = Path("/proc/driver/nvidia")) -> bool:
     if driver.is_dir():
         return True
     try:
-        run = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+        run = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return run.returncode == 0 and "GPU 0" in run.stdout
@@ -117,7 +119,7 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*args: str) -> str:
         run = subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *args], capture_output=True, encoding="utf-8", check=True
         )
         return run.stdout.strip()
 

@@ -1,11 +1,13 @@
 """Figures of one run, drawn without a display."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fer_jax.labels import CLASSES
+from fer_jax.runs import workdir
 
 # Okabe & Ito's colours, told apart by the colour-blind; line styles tell them apart in grey.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -36,7 +38,7 @@ def learning_curves(history: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def confusion_matrix(confusion: list[list[int]], title: str, path: Path) -> None:
@@ -61,3 +63,9 @@ def draw_confusion_matrix(axes: Any, confusion: list[list[int]]) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.figure.colorbar(image, ax=axes, label="share of the true class")
+
+
+def _save(figure: Any, path: Path) -> None:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    workdir.write_bytes(path, png.getvalue())
