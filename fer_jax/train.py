@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import ensemble, loop, metrics, progressive, teachers, tta
+from fer_jax import ensemble, loop, metrics, progressive, seal, teachers, tta
 from fer_jax.config import (
     Config,
     changed_fields,
@@ -85,7 +85,7 @@ def train_and_evaluate(
             save = _make_save(run, checkpoints, history, resumed_at)
             _train(run, state, history, save, on_step)
             distributed.on_first(checkpoints.wait)()
-        results = _finish(run, history, resumed_at)
+        results = seal.add(_finish(run, history, resumed_at))
         distributed.on_first(_write)(results, workdir)
         return results
 
@@ -562,7 +562,7 @@ def _combine(config: Config, workdir: Path, dataset: Dataset, clock: Clock) -> d
     """Averages the members of an ensemble and writes its record."""
     with clock.span("evaluate"):
         found = ensemble.combine(config, dataset)
-    results = {
+    results: dict[str, Any] = {
         "format": record.FORMAT,
         "experiment": config.experiment,
         "seed": config.seed,
@@ -574,6 +574,7 @@ def _combine(config: Config, workdir: Path, dataset: Dataset, clock: Clock) -> d
         **found,
         "seconds": {name: round(value, 3) for name, value in clock.seconds().items()},
     }
+    results = seal.add(results)
     _write(results, workdir)
     return results
 
@@ -588,7 +589,7 @@ def _write(results: dict[str, Any], workdir: Path) -> None:
                 f"{results['experiment']}, {split}",
                 workdir / f"confusion_{split}.png",
             )
-        wd.write_sealed(workdir / "results.json", results)
+        wd.write_json(workdir / "results.json", results)
     except WorkdirError as error:
         raise WorkdirError(
             f"{error}. All epochs are kept: the same command then only writes the record"

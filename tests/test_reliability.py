@@ -54,7 +54,7 @@ def test_a_changed_digit_in_a_record_is_noticed_by_all_that_read_it(tmp_path):
         workdir.read_json(path)
 
 
-@pytest.mark.parametrize(("old", "new"), [("jpeg", "jpgg"), ("happy", "hapqy"), ("train", "trbin")])
+@pytest.mark.parametrize(("old", "new"), [("jpeg", "jpgg"), ("fer2013", "fer2014")])
 def test_a_changed_letter_in_the_metadata_of_prepared_arrays_is_noticed(tmp_path, old, new):
     fuzz._make_prepared(tmp_path)
     _damage(tmp_path / "arrays" / "metadata.json", old, new)

@@ -112,8 +112,10 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     try:
         with h5py.File(path) as file:
             return _read_layers(file, path)
-    except (OSError, RuntimeError, KeyError) as error:  # what h5py finds where bytes are missing
-        reason = str(error).strip("'\"").splitlines()[0]
+    except WeightsError:
+        raise
+    except Exception as error:  # h5py raises many things on damaged files
+        reason = (str(error).strip("'\"") or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is cut off or damaged ({reason}); fetch it again") from error
 
 
