@@ -393,6 +393,25 @@ def _came(kind: Kind, folder: Path, expected: str) -> tuple[str, str]:
     return ("harmless", "") if found == expected else ("wrong", "another result")
 
 
+def words(found: dict[str, Any]) -> str:
+    """Returns what docs/reliability.md says of results/reliability.json."""
+    names = ("damages", "noticed", "harmless", "undetectable", "wrong")
+    rows = dict(found["damages"])
+    rows["all"] = {name: sum(row[name] for row in rows.values()) for name in names}
+    lines = ["| Kind of file | Damages | Noticed | Harmless | Cannot be known | Wrong |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    lines += [f"| {kind} | {' | '.join(str(r[n]) for n in names)} |" for kind, r in rows.items()]
+    kills, cpu_s = found["kills"], found["cpu_s"]
+    return "\n".join(lines) + (
+        f"\n\nOf {kills['kills']} kills {kills['before_the_end']} came before the run's end, "
+        f"{kills['after_test_was_opened']} of them with test opened and no record yet; "
+        f"{kills['wrong']} ended otherwise than the run left alone.\n\n"
+        f"Checking hashes takes {cpu_s['share']:.1%} of a start's {cpu_s['start']:.1f} CPU seconds "
+        f"(FER2013's arrays {cpu_s['arrays'] * 1e3:.0f} ms, a checkpoint of Architecture 02 "
+        f"{cpu_s['checkpoint'] * 1e3:.0f} ms, the library {cpu_s['library'] * 1e3:.1f} ms).\n"
+    )
+
+
 def main() -> None:
     """Does what the module says."""
     parser = argparse.ArgumentParser(description=__doc__)

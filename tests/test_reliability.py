@@ -69,6 +69,16 @@ def test_a_changed_letter_in_what_test_gave_is_noticed(tmp_path):
         openings.find(tmp_path, "ab" * 32)
 
 
+def test_the_page_says_what_the_record_says():
+    found = json.loads((ROOT / "results" / "reliability.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    block = page.split("<!-- damages:begin -->\n")[1].split("<!-- damages:end -->")[0]
+    assert block == fuzz.words(found)
+    assert found["kills"]["wrong"] == 0
+    assert all(row["wrong"] == 0 for row in found["damages"].values())
+    assert found["cpu_s"]["share"] <= 0.02
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz.KINDS, ids=lambda kind: kind.name)
 def test_a_damaged_byte_or_bit_is_noticed_or_harmless(kind):
