@@ -293,7 +293,7 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
 
 
 def openings_of(folder):
-    return json.loads((folder / openings.FILE).read_text())
+    return json.loads((folder / openings.FILE).read_text())["openings"]
 
 
 def test_evaluate_best_gives_the_records_numbers(finished, caplog):
@@ -346,12 +346,14 @@ def test_a_damaged_best_checkpoint_is_named(finished, tmp_path):
 def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monkeypatch):
     config, _, results = finished
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(_, path):
+        raise workdir.unwritable(path, OSError(errno.ENOSPC, "No space left on device"))
 
     with monkeypatch.context() as patch:
         patch.setattr(train.plots, "learning_curves", full)
-        with pytest.raises(WorkdirError, match=r"cannot write the record in .*No space left"):
+        with pytest.raises(
+            WorkdirError, match=r"cannot write .*No space left.*All epochs are kept"
+        ):
             train.train_and_evaluate(config, tmp_path)
     again = train.train_and_evaluate(config, tmp_path)
     assert again["test_evaluations"] == 1

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -329,12 +330,29 @@ def _verify(folder: Path, arrays: Any, sha256: dict[str, str]) -> None:
             raise CheckpointError(f"checkpoint {folder} is damaged: {path} is not what was saved")
 
 
+@functools.cache
+def _pass_over_late_reads() -> None:
+    """Silences reads that end after another one has failed.
+
+    TensorStore's threads tell them to a loop that orbax has closed by then, and Python would print
+    a traceback of each.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
 @contextlib.contextmanager
 def _named(folder: Path) -> Iterator[None]:
     """Names the checkpoint in whatever goes wrong while it is read."""
     try:
         yield
     except Exception as error:
+        _pass_over_late_reads()
         raise CheckpointError(
             f"checkpoint {folder} cannot be read: {_first_line(error)}"
         ) from error

@@ -47,7 +47,7 @@ def confusion_matrix(confusion: list[list[int]], title: str, path: Path) -> None
     axes = figure.subplots()
     draw_confusion_matrix(axes, confusion)
     axes.set_title(title)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_confusion_matrix(axes: Any, confusion: list[list[int]]) -> None:
