@@ -14,7 +14,7 @@ from helpers import arrays_of, assert_close, stop_after, tiny_config
 from fer_jax import optim, predict, steps, train
 from fer_jax.machine import devices, distributed
 from fer_jax.models import create_model
-from fer_jax.runs import checkpoint
+from fer_jax.runs import checkpoint, record
 from fer_jax.state import create_state
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -25,7 +25,7 @@ PROGRAM = Path(__file__).with_name("process_run.py")
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     for name in ("learning_curves", "confusion_matrix"):
-        monkeypatch.setattr(train.plots, name, lambda *_: None)
+        monkeypatch.setattr(record.plots, name, lambda *_: None)
 
 
 def params_of(folder):

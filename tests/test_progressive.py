@@ -5,7 +5,7 @@ import pytest
 from helpers import arrays_of, assert_same
 
 from fer_jax import config as config_lib
-from fer_jax import loop, progressive, train
+from fer_jax import evaluate, loop, progressive, train
 from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import CheckpointError
 from fer_jax.predict import make_predict
@@ -52,7 +52,9 @@ def test_a_run_is_evaluated_without_the_folder_that_it_started_from(config, firs
     config.train.epochs = 1
     results = train.train_and_evaluate(config, tmp_path / "second")
     shutil.rmtree(folder)
-    assert train.evaluate_best(config, tmp_path / "second", "valid") == results["metrics"]["valid"]
+    assert (
+        evaluate.evaluate_best(config, tmp_path / "second", "valid") == results["metrics"]["valid"]
+    )
 
 
 def test_a_tilde_in_the_folder_is_ones_home(config, first, tmp_path, monkeypatch):

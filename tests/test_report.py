@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from fer_jax import cli
+from fer_jax import modes
 from fer_jax.data import dataset as datasets
 from fer_jax.data import prepare, sources
 from fer_jax.errors import DataError, DocumentError, RecordError
@@ -632,7 +632,7 @@ def test_pictures_of_other_data_are_refused(faces):
 
 
 def test_the_command_refuses_other_data_in_a_line(config, tmp_path, caplog):
-    assert cli.report(config.data, tmp_path) == 1
+    assert modes.status(lambda: modes.report.write_illustrated(config.data, tmp_path)) == 1
     assert "give the data that the records are of" in caplog.text
     assert list(tmp_path.iterdir()) == []
 

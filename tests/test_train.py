@@ -8,7 +8,7 @@ import pytest
 from helpers import arrays_of, assert_same, flip_bit, stop_after, tiny_config, without_timings
 
 from fer_jax import config as config_lib
-from fer_jax import loop, metrics, train
+from fer_jax import evaluate, loop, metrics, train
 from fer_jax.data import arrays
 from fer_jax.data.dataset import VERSIONS
 from fer_jax.errors import CheckpointError, TrainingError, WorkdirError
@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_the_devices_that_are_there(config, tmp_path, caplog,
     assert train.train_and_evaluate(config, tmp_path)["devices"] == 2
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    assert train.evaluate_best(config, tmp_path, "valid")["count"] == 21
+    assert evaluate.evaluate_best(config, tmp_path, "valid")["count"] == 21
     config.train.epochs = 2
     assert train.train_and_evaluate(config, tmp_path)["devices"] == 1
     assert "Going on with 1 devices instead of 2: equal to rounding" in caplog.text
@@ -299,7 +299,7 @@ def openings_of(folder):
 def test_evaluate_best_gives_the_records_numbers(finished, caplog):
     config, folder, results = finished
     for split in ("train", "valid", "test"):
-        assert train.evaluate_best(config, folder, split) == results["metrics"][split]
+        assert evaluate.evaluate_best(config, folder, split) == results["metrics"][split]
     assert caplog.text == ""
     assert len(openings_of(folder)) == 1  # the same opening
 
@@ -309,7 +309,7 @@ def test_test_is_opened_for_another_checkpoint_with_a_warning(finished, tmp_path
     shutil.copytree(folder, tmp_path / "copy")
     best = results["best_step"]
     shutil.rmtree(tmp_path / "copy" / "checkpoints" / str(best))
-    train.evaluate_best(config, tmp_path / "copy", "test")
+    evaluate.evaluate_best(config, tmp_path / "copy", "test")
     assert "Test was opened before, for another checkpoint of this run: this is" in caplog.text
     assert openings_of(tmp_path / "copy")[0]["epoch"] == results["best_epoch"]
     assert len(openings_of(tmp_path / "copy")) == 2
@@ -329,7 +329,7 @@ def test_evaluation_compares_with_the_history(finished, tmp_path, caplog, monkey
     row = results["history"][results["best_epoch"] - 1]
     other = metrics.of_split
     monkeypatch.setattr(metrics, "of_split", lambda *a: other(*a) | {"accuracy": 0.123})
-    train.evaluate_best(config, folder, "valid")
+    evaluate.evaluate_best(config, folder, "valid")
     accuracy = f"{row['valid/accuracy']:.4f}"
     assert f"Accuracy on valid is 0.1230, but was {accuracy} when" in caplog.text
 
@@ -340,7 +340,7 @@ def test_a_damaged_best_checkpoint_is_named(finished, tmp_path):
     best = tmp_path / "damaged" / "checkpoints" / str(results["best_step"])
     flip_bit(best, every=64)
     with pytest.raises(CheckpointError, match=rf"{best} (cannot be read|is damaged)"):
-        train.evaluate_best(config, tmp_path / "damaged", "valid")
+        evaluate.evaluate_best(config, tmp_path / "damaged", "valid")
 
 
 def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monkeypatch):
@@ -350,7 +350,7 @@ def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monke
         raise workdir.unwritable(path, OSError(errno.ENOSPC, "No space left on device"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.plots, "learning_curves", full)
+        patch.setattr(record.plots, "learning_curves", full)
         with pytest.raises(
             WorkdirError, match=r"cannot write .*No space left.*All epochs are kept"
         ):
@@ -362,4 +362,4 @@ def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monke
 
 def test_evaluating_before_training_says_what_to_do(config, tmp_path):
     with pytest.raises(TrainingError, match="train first"):
-        train.evaluate_best(config, tmp_path / "nothing", "valid")
+        evaluate.evaluate_best(config, tmp_path / "nothing", "valid")

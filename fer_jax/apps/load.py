@@ -1,5 +1,6 @@
 """Trained weights by name or from a file, as a :class:`~fer_jax.apps.predictor.Predictor`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ from fer_jax.labels import CLASSES
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In a wheel, and in the repository.
 _SHIPPED = (_PACKAGE / "pretrained", _PACKAGE.parent / "checkpoints" / "pretrained")
-_SCORE = "valid/accuracy"  # what selects a run's best checkpoint
 
 
 def shipped() -> dict[str, Path]:
@@ -94,7 +94,7 @@ def _from_run(folder: Path) -> Network:
     """Loads a run's best checkpoint."""
     from fer_jax.config import get_config
     from fer_jax.models import create_model
-    from fer_jax.runs import checkpoint
+    from fer_jax.runs import checkpoint, resume
 
     progress = checkpoint.read_progress(folder)
     if progress is None or not progress["history"]:
@@ -103,21 +103,18 @@ def _from_run(folder: Path) -> Network:
     with config.unlocked():
         for field, value in progress["config"].items():
             config.update_from_flattened_dict({field: value})
-    model = create_model(config.model)
-    there = set(checkpoint.steps_in(folder))
-    rows = [row for row in progress["history"] if row["step"] in there]
-    if not rows:
-        raise CheckpointError(f"the best checkpoint of {folder} is not there any more")
-    best = max(rows, key=lambda row: row[_SCORE])
+    classes = progress["classes"]
+    model = create_model(config.model, len(classes))
+    best = resume.best_row(progress["history"], folder)
     variables = checkpoint.load_variables(folder, best["step"])
     checkpoint.check_variables(variables, model, folder)
-    return _bare(model, variables, folder.resolve().name)
+    return _bare(model, variables, folder.resolve().name, classes)
 
 
-def _bare(model: Any, variables: Any, name: str) -> Network:
+def _bare(model: Any, variables: Any, name: str, classes: Sequence[str] = CLASSES) -> Network:
     from fer_jax.weights import store
 
-    metadata = {"classes": list(CLASSES), "sha256": store.sha256(variables)}
+    metadata = {"classes": list(classes), "sha256": store.sha256(variables)}
     return Network(model, variables, name, metadata)
 
 

@@ -349,7 +349,7 @@ def draw(scored: Mapping[str, Any], path: Path) -> None:
         ) from error
     panels = figure.subplots(len(splits), 2, squeeze=False, width_ratios=[1.25, 1])
     for (left, right), (split, result) in zip(panels, splits.items(), strict=True):
-        plots.draw_confusion_matrix(left, result["confusion"])
+        plots.draw_confusion_matrix(left, result["confusion"], CLASSES)
         left.set_title(f"{title(split, result)}\naccuracy {result['accuracy']:.4f}", fontsize=10)
         if result["calibration"]:
             _draw_calibration(right, result["calibration"])

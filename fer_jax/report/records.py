@@ -21,16 +21,6 @@ log = logging.getLogger("fer_jax")
 NOT_MEASURED = "not measured yet"
 MISSING = "-"
 
-# What a record says of each split -> how a table's heading goes on after the split's name. "Copies"
-# are images of another split whose pixels also stand in train.
-METRICS = {
-    "accuracy": "",
-    "accuracy_unique": "without copies",
-    "one_vs_rest_accuracy": "equation (3)",
-    "macro_f1": "macro-F1",
-    "loss": "loss (nats)",
-}
-
 type Record = dict[str, Any]  # what `results.json` of a run holds
 type Runs = dict[str, list[Record]]  # experiment -> its records, CPU first, then by seed
 
@@ -127,7 +117,7 @@ def _device_name(found: Record) -> str:
 
 def heading(split: str, metric: str) -> str:
     """Returns how a table names a metric of a split, such as `test macro-F1`."""
-    return f"{split} {METRICS[metric]}".strip()
+    return f"{split} {record.METRICS[metric]}".strip()
 
 
 def spread(values: list[float]) -> str:

@@ -1,12 +1,12 @@
 """Figures of one run, drawn without a display."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fer_jax.labels import CLASSES
 from fer_jax.runs import workdir
 
 # Okabe & Ito's colours, told apart by the colour-blind; line styles tell them apart in grey.
@@ -41,16 +41,18 @@ def learning_curves(history: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def confusion_matrix(confusion: list[list[int]], title: str, path: Path) -> None:
+def confusion_matrix(
+    confusion: list[list[int]], classes: Sequence[str], title: str, path: Path
+) -> None:
     """Draws a confusion matrix, images in the cells and shade by recall, as PNG."""
     figure = create_figure(6, 5.2)
     axes = figure.subplots()
-    draw_confusion_matrix(axes, confusion)
+    draw_confusion_matrix(axes, confusion, classes)
     axes.set_title(title)
     _save(figure, path)
 
 
-def draw_confusion_matrix(axes: Any, confusion: list[list[int]]) -> None:
+def draw_confusion_matrix(axes: Any, confusion: list[list[int]], classes: Sequence[str]) -> None:
     """Draws :func:`confusion_matrix` into a figure's axes."""
     counts = np.asarray(confusion)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -58,8 +60,8 @@ def draw_confusion_matrix(axes: Any, confusion: list[list[int]]) -> None:
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.figure.colorbar(image, ax=axes, label="share of the true class")

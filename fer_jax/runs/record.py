@@ -12,9 +12,20 @@ import numpy as np
 from fer_jax import seal
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset
-from fer_jax.errors import RecordError
+from fer_jax.errors import RecordError, WorkdirError
+from fer_jax.runs import plots, workdir
 
 FORMAT = 1
+
+# What a record says of each split -> how a table's heading goes on after the split's name. "Copies"
+# are images of another split whose pixels also stand in train.
+METRICS = {
+    "accuracy": "",
+    "accuracy_unique": "without copies",
+    "one_vs_rest_accuracy": "equation (3)",
+    "macro_f1": "macro-F1",
+    "loss": "loss (nats)",
+}
 
 
 def environment() -> dict[str, Any]:
@@ -26,13 +37,27 @@ def environment() -> dict[str, Any]:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Returns name, kind, hash of the source and images per split."""
+    """Returns name, kind, hash of the source, class names and images per split."""
     return {
         "name": dataset.name,
         "kind": dataset.kind,
         "source_sha256": dataset.source_sha256,
+        "classes": list(dataset.classes),
         "count": {name: len(split.labels) for name, split in dataset.splits.items()},
     }
+
+
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Returns a record's metrics, split by split, as a table for a terminal."""
+    headings = {name: heading or name for name, heading in METRICS.items()}
+    lines = [f"{'split':8}{'images':>8}" + "".join(f"  {h:>8}" for h in headings.values())]
+    for split, found in metrics.items():
+        cells = [
+            f"{'-' if found[name] is None else f'{found[name]:.4f}':>{max(len(heading), 8)}}"
+            for name, heading in headings.items()
+        ]
+        lines.append("  ".join([f"{split:8}{found['count']:>8}", *cells]))
+    return "\n".join(lines)
 
 
 def describe_config(config: Config) -> dict[str, Any]:
@@ -68,9 +93,45 @@ def encode_predictions(dataset: Dataset, split: str, probabilities: np.ndarray) 
 def decode_predictions(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Unpacks :func:`encode_predictions`: labels `[n]` int32, probabilities
     `[n, classes]` float32."""
-    labels = np.frombuffer(packed["labels"].encode(), np.uint8).astype(np.int32) - ord("0")
+    codes = np.frombuffer(packed["labels"].encode("utf-32-le"), "<u4")
+    labels = codes.astype(np.int32) - ord("0")
     flat = np.frombuffer(base64.b64decode(packed["probabilities"]), "<f2").astype(np.float32)
     return labels, flat.reshape(len(labels), -1)
+
+
+def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Returns what a record says before anything is known of its run's results."""
+    return {
+        "format": FORMAT,
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "config": describe_config(config),
+        "dataset": describe_dataset(dataset),
+        **environment(),
+    }
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Writes a run's record, and draws its pictures, into its folder.
+
+    Raises:
+      WorkdirError: if that is not possible.
+    """
+    try:
+        if results["history"]:
+            plots.learning_curves(results["history"], folder / "learning_curves.png")
+        for split in [name for name in ("valid", "test") if name in results["metrics"]]:
+            plots.confusion_matrix(
+                results["metrics"][split]["confusion"],
+                results["dataset"]["classes"],
+                f"{results['experiment']}, {split}",
+                folder / f"confusion_{split}.png",
+            )
+        workdir.write_json(folder / "results.json", results)
+    except WorkdirError as error:
+        raise WorkdirError(
+            f"{error}. All epochs are kept: the same command then only writes the record"
+        ) from error
 
 
 # What every record has, older ones too: path of the field -> its type.
