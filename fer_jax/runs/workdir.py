@@ -243,8 +243,9 @@ class _Events:
         except OSError as error:
             writer, self._writer = self._writer, None
             if writer is not None:
+                # Its own `close` syncs first, and leaves the file open where that fails.
                 with contextlib.suppress(OSError):
-                    writer.close()
+                    writer._py_recordio_writer.close()
             log.warning("%s; the run goes on without TensorBoard", unwritable(self._folder, error))
 
 
