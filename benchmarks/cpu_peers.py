@@ -42,7 +42,7 @@ WORKER_LIMIT_S = 900
 _TORCH_PYTHON = flags.DEFINE_string(
     "torch_python", None, "Python of an environment with PyTorch and NumPy; without it, no PyTorch."
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds; each measures every peer once.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each measures every peer once.", 1)
 _COMPILE_REPEATS = flags.DEFINE_integer(
     "compile_repeats", 1, "Rounds that take in torch.compile and Keras with XLA, slow to start.", 0
 )
@@ -341,7 +341,7 @@ def main(argv: list[str]) -> None:
     output = Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {
-        "repeats": _REPEATS.value,
+        "repeats": _ROUNDS.value,
         "compile_repeats": _COMPILE_REPEATS.value,
         "seconds": _SECONDS.value,
     }

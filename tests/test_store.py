@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from fer_jax import config as config_lib
+from fer_jax import seal
 from fer_jax.errors import WeightsError
 from fer_jax.labels import CLASSES, IMAGE_SHAPE
 from fer_jax.models import create_model, summary
@@ -120,7 +121,7 @@ def test_any_bit_flipped_in_the_arrays_is_found(saved):
         (b"<html><body>404</body></html>", "web page"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 90, "no safetensors file"),
         (safetensors.numpy.save({"x": np.zeros(3)}), "this project did not write it"),
-        (safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": "{"}), "metadata cannot be read"),
+        (safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": "{"}), "metadata is not what was saved"),
         (
             safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": '{"format": 9}'}),
             "of format 9; this version reads format 1",
@@ -156,12 +157,14 @@ def test_metadata_that_was_changed_on_one_side_is_found(saved):
 
 
 def _rewrite(file, change):
-    """Changes the metadata within a file of arrays."""
+    """Changes the metadata within a file of arrays as if it had been saved so."""
     with safetensors.safe_open(file, "numpy") as opened:
         metadata = json.loads(opened.metadata()["fer_jax"])
+    del metadata[seal.KEY]
     change(metadata)
     arrays = safetensors.numpy.load_file(file)
-    file.write_bytes(safetensors.numpy.save(arrays, {"fer_jax": json.dumps(metadata)}))
+    text = json.dumps(seal.add(metadata))
+    file.write_bytes(safetensors.numpy.save(arrays, {"fer_jax": text}))
 
 
 @pytest.mark.parametrize(
