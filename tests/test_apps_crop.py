@@ -131,12 +131,12 @@ def test_the_framing_is_that_of_fer2013():
     import cv2
 
     from fer_jax.apps.detect import FACE_WIDTH, PATCH_SIDE, Detector
-    from fer_jax.data import arrays
+    from fer_jax.data import arrays, prepare
 
-    folders = sorted((arrays.default_data_dir() / "fer2013").glob("*/1.*/arrays"))
+    folders = sorted((prepare.default_data_dir() / "fer2013").glob("*/1.*/arrays"))
     if not folders:
         pytest.skip("fer2013 is not prepared here")
-    train = arrays.open_arrays(folders[0]).splits["train"].images
+    train = arrays.open_arrays(folders[-1]).splits["train"].images
     detector = Detector()
     factor = FACE_WIDTH / 38.6  # a face in FER2013 is so wide
     side = round(48 * factor)

@@ -121,7 +121,10 @@ def test_any_bit_flipped_in_the_arrays_is_found(saved):
         (b"<html><body>404</body></html>", "web page"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 90, "no safetensors file"),
         (safetensors.numpy.save({"x": np.zeros(3)}), "this project did not write it"),
-        (safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": "{"}), "metadata is not what was saved"),
+        (
+            safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": "{"}),
+            "metadata is not what was saved",
+        ),
         (
             safetensors.numpy.save({"x": np.zeros(3)}, {"fer_jax": '{"format": 9}'}),
             "of format 9; this version reads format 1",
