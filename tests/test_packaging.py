@@ -16,6 +16,7 @@ NEED = {
     "fer_jax.data.fer2013": "train",
     "fer_jax.data.synthetic_faces": "train",
     "fer_jax.data.builder": "train",
+    "fer_jax.data.folder": "train",
     "fer_jax.report": "report",
     "fer_jax.study.analysis": "report",
     "fer_jax.study.effects": "report",
