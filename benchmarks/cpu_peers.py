@@ -1,14 +1,16 @@
-"""Trains the paper's networks with this package, Keras and PyTorch, and compares their speed.
+"""Compares the speed of this package, Keras and PyTorch in training networks on a CPU.
 
 uv run python benchmarks/cpu_peers.py --torch_python=/path/to/python
 
 Every measurement is a fresh process, and the peers take turns: a ratio compares two processes of
-one round, minutes apart at most. See README.md beside this file.
+one round, minutes apart at most. The networks are the paper's and two with BatchNorm. See README.md
+beside this file.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from fer_jax.runs import workdir
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
-RECORD = FOLDER.parent / "results" / "cpu_peers.json"
+RESULTS = FOLDER.parent / "results"
 DOCUMENT = FOLDER.parent / "docs" / "performance.md"
 OURS = "fer_jax"
 PEERS = {
@@ -34,6 +36,7 @@ PEERS = {
     "keras": "Keras on TensorFlow",
     "keras_compile": "Keras with XLA",  # `jit_compile`, Keras's default
     "torch": "PyTorch eager",
+    "torch_bf16": "PyTorch bfloat16",  # autocast: what a user with a new processor turns on
     "torch_compile": "torch.compile",
 }
 TRAIN_PASSES = 3  # FLOPs of a training step in forward passes: forward and two gradients
@@ -46,10 +49,15 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each measures every peer on
 _COMPILE_REPEATS = flags.DEFINE_integer(
     "compile_repeats", 1, "Rounds that take in torch.compile and Keras with XLA, slow to start.", 0
 )
-_MODELS = flags.DEFINE_list("models", ["arch01", "arch02", "arch03"], "Networks to train.")
+_MODELS = flags.DEFINE_list(
+    "models", ["arch01", "arch02", "arch03", "compact", "resnet18"], "Networks."
+)
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Seconds each measurement is timed for.", 0.0)
 _OUTPUT = flags.DEFINE_string(
-    "output", str(RECORD), "Where the record goes; by default docs/performance.md shows it too."
+    "output",
+    None,
+    "Where the record goes; by default results/cpu_peers_<processor>.json, which "
+    "docs/performance.md shows.",
 )
 
 
@@ -72,6 +80,8 @@ CASES = (
     Case("arch02", 96, True),
     Case("arch02", 16, False),
     Case("arch03", 96, True),
+    Case("compact", 128, True),
+    Case("resnet18", 128, True),
 )
 
 Run = dict[str, Any]  # case, peer, round, and the worker's numbers or `error`
@@ -127,9 +137,10 @@ def order_of(turn: int, with_torch: bool, with_compile: bool) -> list[str]:
 
 def _command(peer: str, case: Case, torch_python: str | None, seconds: float) -> list[str]:
     python = torch_python if torch_python and peer.startswith("torch") else sys.executable
-    script = f"peer_{peer.removesuffix('_compile').removesuffix('_xla')}.py"
+    script = f"peer_{peer.removesuffix('_compile').removesuffix('_xla').removesuffix('_bf16')}.py"
     command = [python, script, case.model, str(case.batch), f"--seconds={seconds}"]
     command += ["--evaluate"] * case.evaluate
+    command += ["--bfloat16"] * peer.endswith("_bf16")
     return command + ["--compile"] * peer.endswith("_compile")
 
 
@@ -279,7 +290,8 @@ def format_tables(summary: dict[str, Any], peers: list[str]) -> str:
 
 def _case_title(case: str) -> str:
     model, batch = case.split("_bs")
-    return f"Architecture {model.removeprefix('arch')}, batch {batch}"
+    names = {"compact": "`compact`", "resnet18": "`resnet18`, 32 wide"}
+    return f"{names.get(model, f'Architecture {model.removeprefix("arch")}')}, batch {batch}"
 
 
 def _speed_cells(found: dict[str, Any], others: list[str]) -> list[str]:
@@ -327,10 +339,24 @@ def _find_torch(python: str | None) -> str | None:
     return found
 
 
-def updated_document(text: str, found: dict[str, Any]) -> str:
-    """Returns the text of `docs/performance.md` with the tables of a record in their place."""
-    peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
-    return markdown.replace_block(text, "peers", f"\n{format_tables(found, peers)}\n")
+def record_of(device: dict[str, Any]) -> Path:
+    """Returns where the record of a kind of processor lies, such as `cpu_peers_amd_epyc.json`."""
+    words = re.sub(r"\(R\)|\(TM\)|Processor|CPU", "", device["kind"]).split()
+    fastest = [name for name in device["cpu_features"] if name.endswith("_bf16")][-1:]
+    return RESULTS / f"cpu_peers_{'_'.join(words + fastest).lower()}.json"
+
+
+def updated_document(text: str, folder: Path = RESULTS) -> str:
+    """Returns the text of `docs/performance.md` with the tables of all records in their place."""
+    parts = []
+    for path in sorted(folder.glob("cpu_peers_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
+        device = found["environment"]["device"]
+        features = ", ".join(device.get("cpu_features", ()))
+        title = f"{device['kind']}, {device['cpu_cores']} cores" + f" ({features})" * bool(features)
+        parts.append(f"### {title}\n\n{format_tables(found, peers)}")
+    return markdown.replace_block(text, "peers", "\n" + "\n\n".join(parts) + "\n")
 
 
 def main(argv: list[str]) -> None:
@@ -338,8 +364,6 @@ def main(argv: list[str]) -> None:
         sys.exit(f"cpu_peers.py: unexpected argument {argv[1]!r}; every option is a --flag")
     cases = _chosen_cases(_MODELS.value)
     torch_python = _find_torch(_TORCH_PYTHON.value)
-    output = Path(_OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "repeats": _ROUNDS.value,
         "compile_repeats": _COMPILE_REPEATS.value,
@@ -361,11 +385,12 @@ def main(argv: list[str]) -> None:
         environment["versions"] |= run.pop("versions", {})
     found = {"format": FORMAT, "environment": environment, "settings": settings, **summary}
     found |= {"matmul": peaks, "runs": runs}
+    output = Path(_OUTPUT.value) if _OUTPUT.value else record_of(environment["device"])
     workdir.write_text(output, json.dumps(found, indent=1) + "\n")
     print(f"\nWritten: {output}", file=sys.stderr)
-    if output.resolve() == RECORD:
+    if output.resolve().parent == RESULTS:
         text = DOCUMENT.read_text(encoding="utf-8")
-        workdir.write_text(DOCUMENT, updated_document(text, found))
+        workdir.write_text(DOCUMENT, updated_document(text))
 
 
 if __name__ == "__main__":

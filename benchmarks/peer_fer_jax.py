@@ -4,7 +4,7 @@ import time
 
 import jax
 import numpy as np
-from workload import EVAL_BATCH, calls_per_s, create_batch, run_worker
+from workload import EVAL_BATCH, WIDTH, calls_per_s, create_batch, run_worker
 
 from fer_jax import loop, steps
 from fer_jax.config import get_config
@@ -22,6 +22,8 @@ def measure(args):
     native.load()
     config = get_config()
     config.model.name = args.model
+    if args.model in ("compact", "resnet18"):
+        config.model.width = WIDTH
     config.train.batch_size = args.batch
     model, mesh = loop.create_network(config)
     labels = np.zeros(args.batch * STEPS_PER_EPOCH, np.uint8)

@@ -18,6 +18,11 @@ DROPOUT = 0.2
 # Figures 6 to 8 of the paper: ("conv", filters, side), ("max" or "avg", side, stride) and
 # ("dense", units). VALID padding everywhere; ReLU after every convolution and dense layer, dropout
 # after every dense layer; flattening before the first dense one; a dense layer of 7 at the end.
+#
+# What is trained today has BatchNorm and SAME padding: ("norm", filters) is a 3x3 convolution
+# without bias, BatchNorm and ReLU; ("block", filters, stride) He et al. 2016's basic block, its
+# shortcut a 1x1 convolution and BatchNorm where shapes differ; ("mean",) averages each channel,
+# ("drop",) is dropout.
 NETWORKS: dict[str, list[tuple]] = {
     "arch01": [
         ("conv", 64, 5),
@@ -49,7 +54,35 @@ NETWORKS: dict[str, list[tuple]] = {
         ("conv", 128, 3),
         ("max", 2, 2),
     ],
+    "compact": [
+        ("norm", 32),
+        ("norm", 32),
+        ("max", 2, 2),
+        ("norm", 64),
+        ("norm", 64),
+        ("max", 2, 2),
+        ("norm", 128),
+        ("norm", 128),
+        ("max", 2, 2),
+        ("norm", 256),
+        ("norm", 256),
+        ("mean",),
+        ("drop",),
+    ],
+    "resnet18": [
+        ("norm", 32),
+        ("block", 32, 1),
+        ("block", 32, 1),
+        ("block", 64, 2),
+        ("block", 64, 1),
+        ("block", 128, 2),
+        ("block", 128, 1),
+        ("block", 256, 2),
+        ("block", 256, 1),
+        ("mean",),
+    ],
 }
+WIDTH = 32  # of the networks with BatchNorm, their first stage's channels
 
 
 def create_batch(size: int) -> tuple[np.ndarray, np.ndarray]:

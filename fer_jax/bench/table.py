@@ -2,7 +2,7 @@
 
 Each device and seed is measured in a fresh process by :mod:`fer_jax.bench.measure`. The records
 collect in `results/benchmark_<device>.json`; `uv run python -m fer_jax.bench.table` brings the
-table in docs/performance.md up to date with them.
+tables in docs/performance.md up to date with them, and those of :mod:`fer_jax.bench.use`.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fer_jax.bench import use
 from fer_jax.config import Config
 from fer_jax.data.sources import COUNTS
 from fer_jax.errors import BenchmarkError
@@ -297,7 +298,8 @@ def updated_docs(text: str, folder: Path = RESULTS) -> str:
     parts = [table(records, name) for name in names]
     if all(record["device"]["platform"] == "cpu" for record in records):
         parts.append(f"On a GPU: {NOT_MEASURED}.")
-    return markdown.replace_block(text, "benchmark-tables", "\n" + "\n\n".join(parts) + "\n")
+    text = markdown.replace_block(text, "benchmark-tables", "\n" + "\n\n".join(parts) + "\n")
+    return markdown.replace_block(text, "use", f"\n{use.tables(folder)}\n")
 
 
 def main() -> None:

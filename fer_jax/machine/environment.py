@@ -15,6 +15,8 @@ import jax
 
 log = logging.getLogger("fer_jax")
 
+# Instructions, as Linux names them, that decide how fast convolutions can be.
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 _PACKAGES = ("fer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -90,9 +92,10 @@ def describe() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "device": {
             "platform": device.platform,
-            "kind": _cpu_name() if device.platform == "cpu" else device.device_kind,
+            "kind": _cpu_line("model name") if device.platform == "cpu" else device.device_kind,
             "count": jax.device_count() if device.platform != "cpu" else 1,
             "cpu_cores": cpu_cores(),
+            "cpu_features": [f for f in _FEATURES if f in _cpu_line("flags").split()],
         },
         "git": git_state(),
     }
@@ -105,10 +108,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def _cpu_line(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith(name))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

@@ -64,11 +64,18 @@ class ResNet18(nn.Module):
     """He et al. 2016 at 18 layers for small images: a network for a GPU.
 
     Its stem is that of their CIFAR networks, one 3x3 convolution without stride or pooling, so that
-    the four stages of two blocks, 64 to 512 channels wide, see 48x48, 24x24, 12x12 and 6x6 maps.
-    Then global average and the classes. 11,180,871 parameters, 11,171,271 of them trained.
+    the four stages of two blocks see 48x48, 24x24, 12x12 and 6x6 maps. Then global average and the
+    classes. At 64 channels in the first stage 11,180,871 parameters, 11,171,271 of them trained.
+
+    Attributes:
+      num_classes: how many logits an image gets.
+      width: channels of the first stage; each later stage has twice as many.
+      dtype: of the activations.
+      axis_name: mesh axis the batch is sharded over.
     """
 
     num_classes: int = NUM_CLASSES
+    width: int = 64
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -76,12 +83,12 @@ class ResNet18(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
-        x = Conv(64, (3, 3), use_bias=False, dtype=self.dtype, name="conv1")(x)
+        x = Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(_norm(self.axis_name, name="norm1")(x, train=train))
         for stage in range(4):
             for block in range(2):
                 x = BasicBlock(
-                    features=64 * 2**stage,
+                    features=self.width * 2**stage,
                     strides=2 if stage > 0 and block == 0 else 1,
                     dtype=self.dtype,
                     axis_name=self.axis_name,

@@ -1,0 +1,76 @@
+"""The tables of docs/performance.md on using a trained network.
+
+Their records are `results/predict.json`, `web.json` and `kernels.json`, which the programs of the
+same names in `benchmarks/` write.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fer_jax.report import markdown
+
+
+def tables(folder: Path) -> str:
+    """Returns the tables of the records in `folder`, as Markdown.
+
+    Raises:
+      OSError: if one of the three is missing.
+      ValueError: if one is not JSON.
+    """
+    predict, web, kernels = (_read(folder / f"{n}.json") for n in ("predict", "web", "kernels"))
+    return "\n\n".join([_predict(predict), _web(web), _kernels(kernels)])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _machine(record: dict[str, Any]) -> str:
+    device = record["environment"]["device"]
+    return f"{device['kind']}, {device['cpu_cores']} cores"
+
+
+def _predict(record: dict[str, Any]) -> str:
+    rows = [
+        [name, of["cores"], f"{of['ms']:.2f}", f"{of['per_s']:,.1f}"]
+        for name, of in record["medians"].items()
+    ]
+    frame = record["medians"]["a frame of 640 pixels"]
+    share = frame["per_s"] / frame["detector_per_s"]
+    return (
+        markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
+        + f"\n\n`{record['weights']}` on {_machine(record)}; medians over {len(record['rounds'])} "
+        f"rounds of fresh processes that take turns. The detector alone reaches "
+        f"{frame['detector_per_s']:.1f} frames a second, of which {share:.0%} are left with the "
+        "network behind it."
+    )
+
+
+def _web(record: dict[str, Any]) -> str:
+    ways = (record["threads"], record["one_thread"])
+    rows = [
+        ["First result of a cold load, s", *(f"{way['first_result_s']:.2f}" for way in ways)],
+        ["Finding the face, ms", *(f"{way['find_ms']:.0f}" for way in ways)],
+        ["The face, from its cut to its probabilities, ms"]
+        + [f"{way['face_ms']:.1f}" for way in ways],
+    ]
+    chromium = ways[0]["loads"][0]["chromium"]
+    return (
+        markdown.table(("The page", "With threads", "One thread"), rows)
+        + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {_machine(record)}; "
+        f"medians over {len(ways[0]['loads'])} loads of fresh browsers from a server on the same "
+        f"machine. What is loaded has {record['transfer_bytes'] / 1e6:.2f} MB, compressed with "
+        "Brotli."
+    )
+
+
+def _kernels(record: dict[str, Any]) -> str:
+    rows = [
+        [kernels, f"{of['bytes']:,}"]
+        + [f"{of[s][k]:.4f}" for s in ("valid", "test") for k in ("accuracy", "same_class")]
+        for kernels, of in record.items()
+        if isinstance(of, dict) and "bytes" in of
+    ]
+    header = ("Accuracy, valid", "class as float32", "Accuracy, test", "class as float32")
+    return markdown.table(("Kernels of the ONNX file", "Bytes", *header), rows)
