@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from flax import linen as nn
 from jax.sharding import Mesh
+from onnx import numpy_helper
 
 from fer_jax import config as config_lib
 from fer_jax.apps import cli, stablehlo
@@ -127,6 +128,52 @@ def test_all_that_compact_can_be_made_of_is_translated():
     variables, images = _variables(model), _images(100)
     session = _session(onnx_export.export(model, variables, METADATA))
     _assert_same(_predict(model, variables, images), _run(session, images)[0])
+
+
+@pytest.mark.parametrize("name", ["arch02", "compact"])
+def test_kernels_as_int8_are_a_quarter_of_the_size_and_nearly_the_same(name):
+    model = _model(name)
+    variables, images = _variables(model), _images(200)
+    data = onnx_export.export(model, variables, METADATA, kernels="int8")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert len(data) <= 1.1 * parameters + 20_000
+    file = onnx.load_from_string(data)
+    of = {constant.name: numpy_helper.to_array(constant) for constant in file.graph.initializer}
+    scaled = [node for node in file.graph.node if node.op_type == "DequantizeLinear"]
+    assert scaled
+    for node in scaled:
+        kernel, scale = (of[name] for name in node.input)
+        axis = node.attribute[0].i
+        assert kernel.dtype == np.int8
+        assert scale.shape == (kernel.shape[axis],)
+        others = tuple(i for i in range(kernel.ndim) if i != axis)
+        largest = np.abs(kernel.astype(int)).max(axis=others)
+        assert (largest == 127).all()
+    ours = _predict(model, variables, images)
+    theirs, _ = _run(_session(data), images)
+    assert 0 < np.abs(theirs - ours).max() < 0.1
+    assert {p.key: p.value for p in file.metadata_props}["kernels"] == "int8"
+
+
+@pytest.mark.parametrize("name", ["arch02", "compact"])
+def test_kernels_as_float16_are_half_the_size_and_the_same_to_their_rounding(name):
+    model = _model(name)
+    variables, images = _variables(model), _images(200)
+    data = onnx_export.export(model, variables, METADATA, kernels="float16")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert len(data) <= 2.1 * parameters + 20_000
+    file = onnx.load_from_string(data)
+    assert {p.key: p.value for p in file.metadata_props}["kernels"] == "float16"
+    ours = _predict(model, variables, images)
+    theirs, _ = _run(_session(data), images)
+    assert 0 < np.abs(theirs - ours).max() < 0.01
+
+
+def test_a_kernel_beyond_float16_is_refused():
+    model = _model("arch02")
+    variables = jax.tree.map(lambda leaf: leaf * np.float32(1e6), _variables(model))
+    with pytest.raises(WeightsError, match="beyond float16"):
+        onnx_export.export(model, variables, METADATA, kernels="float16")
 
 
 def test_a_network_trained_in_bfloat16_is_written_in_float32():

@@ -8,6 +8,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from apps_pictures import group, photograph
 from PIL import Image
 
 from fer_jax.apps import crop, demo, picture
+from fer_jax.apps import load as load_module
 from fer_jax.apps.predictor import Predictor
 from fer_jax.config import get_config
 from fer_jax.errors import ExtraError, FerError, WeightsError
@@ -118,14 +120,15 @@ def test_best_on_valid_is_served(tmp_path, monkeypatch):
         }
         save(tmp_path / name, RECORD | {"metrics": metrics})
     save(tmp_path / "without_record")
-    monkeypatch.setattr(demo, "shipped", lambda: {p.name: p for p in sorted(tmp_path.iterdir())})
+    monkeypatch.setattr(load_module, "_SHIPPED", (tmp_path,))
     assert demo._find_weights(None).name == "b"
     assert demo._find_weights("c").name == "c"
+    assert load_module.load().name == "b"
 
 
-def test_no_shipped_weights_are_said(monkeypatch):
-    monkeypatch.setattr(demo, "shipped", dict)
-    with pytest.raises(WeightsError, match="--weights=PATH"):
+def test_no_shipped_weights_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "_SHIPPED", (tmp_path / "none",))
+    with pytest.raises(WeightsError, match="--weights=NAME"):
         demo._find_weights(None)
 
 
@@ -423,7 +426,8 @@ def test_photos_are_shown_and_what_is_none_gets_a_sentence(page, pictures):
     assert len(shares) == 7
     assert abs(sum(shares) - 100) <= 4  # rounded
     assert CLASSES[int(np.argmax(shares))] == heading.split()[1]
-    assert "ms a face" in page.js("return document.getElementById('speed').textContent")
+    speed = page.js("return document.getElementById('speed').textContent")
+    assert re.fullmatch(r"\d+ ms to find, \d+\.\d ms a face", speed)
 
     assert page.show(pictures / "group.png").startswith("3 faces, from the left: ")
     assert [heading[0] for heading, _ in page.cards] == ["1", "2", "3"]

@@ -76,9 +76,9 @@ export function showFaces(faces, classes, ms, live = false) {
   while (list.children.length > faces.length) list.lastChild.remove();
   while (list.children.length < faces.length) list.append(newCard(classes));
   faces.forEach((face, i) => fillCard(list.children[i], face, i, classes));
-  const speed = `${Math.max(1, Math.round(ms / faces.length))} ms a face`;
+  const speed = () => `${ms.find.toFixed(0)} ms to find, ${ms.face.toFixed(1)} ms a face`;
   const averaged = live ? "; bars are averaged over half a second" : "";
-  $("speed").textContent = faces.length ? speed + averaged : "";
+  $("speed").textContent = faces.length ? speed() + averaged : "";
 }
 
 function newCard(classes) {

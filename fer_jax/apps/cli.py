@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("fer-jax", description="Seven emotions in faces.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_export(commands)
+    _add_pack(commands)
     command = commands.add_parser(
         "predict",
         help="find faces in pictures and videos, and say how probable each emotion is",
@@ -136,6 +137,12 @@ def _add_export(commands) -> None:
     add = export.add_argument
     add("weights", help="name of shipped weights, their folder, a run's folder or a Keras file")
     add("--format", choices=("onnx", "stablehlo"), default="onnx", help="default: onnx")
+    add(
+        "--kernels",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="how ONNX stores them: float16 halves the size, int8 quarters it",
+    )
     add("--out", type=Path, metavar="FILE", help="default: the weights' name with .onnx or so")
 
 
@@ -144,12 +151,37 @@ def _export(options: argparse.Namespace) -> int:
     from fer_jax.apps.load import load_network
     from fer_jax.runs import workdir
 
-    export = {"onnx": onnx.export, "stablehlo": stablehlo.export}[options.format]
+    if options.kernels != "float32" and options.format != "onnx":
+        raise FerError(f"--kernels={options.kernels} is for --format=onnx")
     model, variables, name, metadata = load_network(options.weights)
-    data = export(model, variables, {"source": name, "licence": "MIT"} | metadata)
+    metadata = {"source": name, "licence": "MIT"} | metadata
+    if options.format == "onnx":
+        data = onnx.export(model, variables, metadata, options.kernels)
+    else:
+        data = stablehlo.export(model, variables, metadata)
     out = options.out or Path(f"{name}.{options.format}")
     workdir.write_bytes(out, data)
     print(f"{out}: {len(data):,} bytes")
+    return 0
+
+
+def _add_pack(commands: Any) -> None:
+    command = commands.add_parser(
+        "pack", help="turn a finished run into weights with a card, for others to use"
+    )
+    command.set_defaults(run=_pack)
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="named as the weights shall be"
+    )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from fer_jax.weights.pack import pack
+
+    _prepare_jax()
+    metadata = pack(options.run_folder.expanduser(), options.out.expanduser())
+    print(f"{options.out}: {metadata['parameters']:,} parameters, kernels as {metadata['kernels']}")
     return 0
 
 

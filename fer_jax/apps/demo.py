@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.apps import detect
-from fer_jax.apps.load import shipped
-from fer_jax.errors import ExtraError, FerError, WeightsError
+from fer_jax.apps.load import best_shipped, shipped
+from fer_jax.errors import ExtraError, FerError
 from fer_jax.machine import environment
 from fer_jax.runs import workdir
 from fer_jax.weights import store
@@ -162,15 +162,9 @@ def _read_page() -> dict[str, bytes]:
 
 
 def _find_weights(weights: str | Path | None) -> Path:
-    here = shipped()
-    if weights is not None:
-        return here.get(str(weights), Path(weights).expanduser())
-    scores = {
-        name: _accuracy(store.load(path)[2]["record"], "valid") for name, path in here.items()
-    }
-    if not scores:
-        raise WeightsError("no weights are shipped here; name some with --weights=PATH")
-    return here[max(scores, key=lambda name: (scores[name] or {"value": 0})["value"])]
+    if weights is None:
+        return best_shipped()
+    return shipped().get(str(weights), Path(weights).expanduser())
 
 
 def _describe(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -178,17 +172,17 @@ def _describe(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "classes": metadata["classes"],
         "parameters": metadata["parameters"],
-        "accuracy": _accuracy(metadata["record"], "test"),
+        "accuracy": _accuracy(metadata["record"]),
     }
 
 
-def _accuracy(record: dict[str, Any] | None, split: str) -> dict[str, Any] | None:
-    """Returns what a run's record says of a split, or None."""
+def _accuracy(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what a run's record says of test, or None."""
     try:
-        metrics = record["metrics"][split]  # pyright: ignore[reportOptionalSubscript]
+        metrics = record["metrics"]["test"]  # pyright: ignore[reportOptionalSubscript]
         return {
             "dataset": record["dataset"]["name"],  # pyright: ignore[reportOptionalSubscript]
-            "split": split,
+            "split": "test",
             "images": metrics["count"],
             "value": metrics["accuracy"],
             "recall": metrics["recall"],
@@ -202,7 +196,7 @@ def _export(model: Any, variables: Any, metadata: dict[str, Any]) -> bytes:
         from fer_jax.apps import onnx
     except ImportError as error:
         raise _missing(error) from error
-    return onnx.export(model, variables, metadata)
+    return onnx.export(model, variables, metadata, kernels="float16")  # half the transfer
 
 
 def _detector() -> bytes:

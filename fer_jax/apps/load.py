@@ -19,6 +19,30 @@ def shipped() -> dict[str, Path]:
     return {f.name: f for f in sorted(folders, key=lambda f: f.name) if f.is_dir()}
 
 
+def best_shipped() -> Path:
+    """Returns the folder of the shipped weights that are best on valid.
+
+    Raises:
+      WeightsError: if there are none.
+    """
+    here = shipped()
+    if not here:
+        raise WeightsError("no weights are shipped here; name some with --weights=NAME or a path")
+    return max(here.values(), key=_valid_accuracy)
+
+
+def _valid_accuracy(folder: Path) -> float:
+    """Returns what the metadata beside shipped weights say, 0 if they say nothing of it."""
+    from fer_jax.runs import workdir
+    from fer_jax.weights import store
+
+    found: Any = workdir.read_json(folder / store.METADATA)
+    try:
+        return found["record"]["metrics"]["valid"]["accuracy"]
+    except (KeyError, TypeError):
+        return 0.0
+
+
 class Network(NamedTuple):
     """A trained network, its variables, their name, and what `weights.store` says of them."""
 
@@ -42,7 +66,7 @@ def load_network(weights: str | Path | None = None) -> Network:
       weights: the name of shipped weights; a folder or file that
         :func:`fer_jax.weights.store.save` wrote; the folder of a run, whose best checkpoint is
         taken; or a Keras file that :mod:`fer_jax.weights.keras` reads (`.hdf5` or `.h5`). None for
-        the shipped weights, if they are one network.
+        :func:`best_shipped`.
 
     Returns:
       The network, never without trained weights. Where the weights come without metadata, it has
@@ -52,12 +76,10 @@ def load_network(weights: str | Path | None = None) -> Network:
       WeightsError: if there are no such weights, or they are damaged.
       CheckpointError: if a run's checkpoint cannot be read.
     """
+    if weights is None:
+        return _from_store(best_shipped())
     here = shipped()
     names = ", ".join(here) or "none"
-    if weights is None:
-        if len(here) != 1:
-            raise WeightsError(f"which weights? Name some with --weights=NAME|PATH; here: {names}")
-        return _from_store(next(iter(here.values())))
     if str(weights) in here:
         return _from_store(here[str(weights)])
     path = Path(weights).expanduser()

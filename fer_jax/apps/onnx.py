@@ -22,9 +22,15 @@ from fer_jax.models.layers import LocalResponseNorm
 
 OPSET = 17
 _IR_VERSION = 8  # of the file format, the oldest that has the opset
+_FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
-def export(model: nn.Module, variables: Any, metadata: dict[str, Any]) -> bytes:
+KERNELS = ("float32", "float16", "int8")  # how a file may store them
+
+
+def export(
+    model: nn.Module, variables: Any, metadata: dict[str, Any], kernels: str = "float32"
+) -> bytes:
     """Writes a trained network as ONNX.
 
     Args:
@@ -32,6 +38,8 @@ def export(model: nn.Module, variables: Any, metadata: dict[str, Any]) -> bytes:
       variables: as `model.apply` takes them.
       metadata: what travels inside the file, as `fer_jax.weights.store.load` returns it. Each entry
         becomes a metadata property, JSON if it is not a string; `input` and `output` are replaced.
+      kernels: one of `KERNELS`, how they are stored: float16 halves the file's size, int8 with a
+        float32 scale for each output channel quarters it. It computes in float32 all the same.
 
     Returns:
       The file's content.
@@ -47,6 +55,9 @@ def export(model: nn.Module, variables: Any, metadata: dict[str, Any]) -> bytes:
         traced = trace.forward(model, variables, trace.images_spec())
     logits = _translate(graph, traced)
     logits = _fold(graph, logits)
+    if kernels != "float32":
+        _store_kernels(graph, _as_int8 if kernels == "int8" else _as_float16)
+        metadata = metadata | {"kernels": kernels}
     return _serialize(graph, logits, traced.out_avals[0].shape[1], metadata)
 
 
@@ -111,7 +122,7 @@ class _Graph:
         array = np.ascontiguousarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._names:
-            self._names[key] = name = f"c{len(self.constants)}"
+            self._names[key] = name = f"c{len(self._names)}"  # some of them are folded away
             self.constants[name] = array
         return self._names[key]
 
@@ -505,6 +516,59 @@ def _merge(graph: _Graph, before: _Node, node: _Node) -> bool:
         bias = bias + operand if node.op == "Add" else bias - operand
     before.inputs[2:] = [graph.constant(bias.astype(np.float32))]
     return True
+
+
+_CHANNEL_AXIS = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # of a kernel's outputs
+
+
+def _store_kernels(
+    graph: _Graph, store: Callable[[_Graph, str, int], tuple[str, list[str], dict[str, Any]]]
+) -> None:
+    """Replaces kernels by smaller constants and a node that makes float32 of them.
+
+    Images and what is between layers stay float32.
+
+    Args:
+      graph: it changes.
+      store: graph, kernel's name, axis of its outputs -> operation, inputs and attributes.
+    """
+    nodes, done = [], set()
+    for node in graph.nodes:
+        axis = _CHANNEL_AXIS.get(node.op)
+        kernel = None if axis is None else graph.constants.get(node.inputs[1])
+        if kernel is not None and axis is not None and kernel.dtype == np.float32:
+            name = f"{node.inputs[1]}_axis{axis}"
+            if name not in done:  # layers may share a kernel
+                op, inputs, attributes = store(graph, node.inputs[1], axis)
+                nodes.append(_Node(op, inputs, name, attributes))
+                done.add(name)
+            node = dataclasses.replace(node, inputs=[node.inputs[0], name, *node.inputs[2:]])
+        nodes.append(node)
+    graph.nodes = nodes
+    used = {name for node in nodes for name in node.inputs}
+    graph.constants = {name: x for name, x in graph.constants.items() if name in used}
+
+
+def _as_float16(graph: _Graph, name: str, axis: int) -> tuple[str, list[str], dict[str, Any]]:
+    with np.errstate(over="ignore"):
+        half = graph.constants[name].astype(np.float16)
+    if not np.isfinite(half).all():
+        raise WeightsError("a kernel has weights beyond float16's range; store it as float32")
+    return "Cast", [graph.constant(half)], {"to": _FLOAT}
+
+
+def _as_int8(graph: _Graph, name: str, axis: int) -> tuple[str, list[str], dict[str, Any]]:
+    """Stores q = round(w / s), with the scale s = max |w| / 127 of each output.
+
+    Source: Krishnamoorthi 2018, Quantizing deep convolutional networks for efficient inference,
+    section 2.2 (symmetric, per channel).
+    """
+    kernel = graph.constants[name]
+    others = tuple(i for i in range(kernel.ndim) if i != axis)
+    largest = np.abs(kernel).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+    inputs = [np.round(kernel / scale).astype(np.int8), scale.reshape(-1)]
+    return "DequantizeLinear", [graph.constant(array) for array in inputs], {"axis": axis}
 
 
 def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from fer_jax.apps import crop, picture
 from fer_jax.apps.crop import Square
 from fer_jax.labels import CLASSES, SIDE
 
-BATCH = 32  # images at a time; fewer are padded, so that only one program is compiled
+BATCH = 32  # images at a time; fewer are padded, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,13 @@ class Predictor:
         from jax.sharding import Mesh
 
         from fer_jax.machine import devices
-        from fer_jax.predict import make_predict
 
         self._model = model
         self._mesh = mesh = Mesh(np.asarray(jax.devices()[:1]), (devices.BATCH_AXIS,))
         self.name = name
         self.classes = tuple(classes)
         self._variables = devices.put(variables, devices.replicated(mesh))
-        self._predict = make_predict(model, mesh, BATCH)
+        self._programs: dict[int, Any] = {}  # by how many images they take
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Predicts from pictures of one face each, such as FER2013's.
@@ -85,7 +84,8 @@ class Predictor:
 
         Returns:
           Probabilities `[n, classes]` float32; of 48x48 grey images exactly the exponential of what
-          :func:`fer_jax.predict.make_predict` gives.
+          :func:`fer_jax.predict.make_predict` gives. An image alone is a batch of its own, and may
+          give other last bits than among others.
 
         Raises:
           ValueError: for images of another shape or type.
@@ -102,11 +102,19 @@ class Predictor:
             square = crop.centre_square(*grey.shape[1:])
             grey = np.stack([crop.crop(image, square) for image in grey]) if len(grey) else grey
             grey = grey.reshape(-1, SIDE, SIDE)
+        size = 1 if len(grey) == 1 else BATCH  # one face, live, must not wait for 31 others
         log_probs = [
-            self._predict(self._variables, grey[start : start + BATCH, ..., None])
-            for start in range(0, len(grey), BATCH)
+            self._program(size)(self._variables, grey[start : start + size, ..., None])
+            for start in range(0, len(grey), size)
         ]
         return np.exp(np.concatenate([np.empty((0, len(self.classes)), np.float32), *log_probs]))
+
+    def _program(self, size: int) -> Any:
+        from fer_jax.predict import make_predict
+
+        if size not in self._programs:
+            self._programs[size] = make_predict(self._model, self._mesh, size)
+        return self._programs[size]
 
     def detect_and_predict(self, source: np.ndarray | Path | str) -> list[Face]:
         """Finds the faces in a picture and predicts for each.

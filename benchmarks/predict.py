@@ -1,0 +1,151 @@
+"""Times prediction: a face, many faces, frames with a face; beside ONNX Runtime.
+
+    uv run python benchmarks/predict.py --weights=compact
+
+Prints a table and writes `results/predict.json`. Each measurement is a fresh process that may use
+so many cores as it says; peers take turns, and each number is the median over the rounds. A face is
+a decoded 48x48 grey image, from the call to the probabilities on the host. Frames are a photograph
+that matplotlib ships, 640 pixels wide: found, cut out and predicted, beside the detector alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from fer_jax.errors import BenchmarkError
+from fer_jax.machine import environment
+from fer_jax.report import markdown
+from fer_jax.runs import workdir
+
+ROOT = Path(__file__).resolve().parent.parent
+MANY = 256  # images at a time
+
+_WEIGHTS = flags.DEFINE_string("weights", None, "as `fer-jax predict` takes them")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "of all measurements", 1)
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "each measurement is timed for", 0.0)
+_OUTPUT = flags.DEFINE_string("output", str(ROOT / "results" / "predict.json"), "the record")
+_WORKER = flags.DEFINE_string("worker", None, "internal: the measurement of this process")
+
+
+def repeat(call: Callable[[], Any], seconds: float) -> dict[str, float]:
+    """Calls for so long, after a warm-up; returns the median `ms` of a call and calls `per_s`."""
+    for _ in range(3):
+        call()
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return {"ms": 1e3 * median(times), "per_s": len(times) / sum(times)}
+
+
+def ours(count: int, weights: str | None, seconds: float) -> dict[str, float]:
+    """Times `fer_jax.load(...).predict` of so many images."""
+    import fer_jax
+
+    start = time.perf_counter()
+    predictor = fer_jax.load(weights)
+    loaded = time.perf_counter() - start
+    images = faces(count)
+    return repeat(lambda: predictor.predict(images), seconds) | {"load_s": loaded}
+
+
+def onnx(
+    count: int, weights: str | None, seconds: float, kernels: str = "float32"
+) -> dict[str, float]:
+    """Times ONNX Runtime with the exported network."""
+    import onnxruntime
+
+    from fer_jax.apps import onnx as export
+    from fer_jax.apps.load import load_network
+
+    network = load_network(weights)
+    data = export.export(network.model, network.variables, network.metadata, kernels)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = environment.cpu_cores()
+    session = onnxruntime.InferenceSession(data, options)
+    images = faces(count)
+    found = repeat(lambda: session.run(["probabilities"], {"images": images}), seconds)
+    return found | {"bytes": float(len(data))}
+
+
+def frames(weights: str | None, seconds: float) -> dict[str, float]:
+    """Times a frame with one face: all of it, and the detector alone."""
+    from matplotlib import cbook
+    from PIL import Image
+
+    import fer_jax
+    from fer_jax.apps.detect import Detector
+
+    path = str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    photograph = Image.open(path).convert("RGB")
+    size = (640, round(640 * photograph.height / photograph.width))
+    picture = np.asarray(photograph.resize(size))
+    predictor = fer_jax.load(weights)
+    if len(predictor.detect_and_predict(picture)) != 1:
+        raise BenchmarkError("the photograph's face was not found")
+    whole = repeat(lambda: predictor.detect_and_predict(picture), seconds)
+    detector = Detector()
+    alone = repeat(lambda: detector(picture), seconds)
+    return {"ms": whole["ms"], "per_s": whole["per_s"], "detector_per_s": alone["per_s"]}
+
+
+def faces(count: int) -> np.ndarray:
+    """Returns `[count, 48, 48]` uint8."""
+    return np.random.default_rng(0).integers(0, 256, (count, 48, 48), np.uint8)
+
+
+# Name -> cores, and what is called with weights and seconds.
+MEASUREMENTS: dict[str, tuple[int, Callable[[str | None, float], dict[str, float]]]] = {
+    "one face": (2, lambda w, s: ours(1, w, s)),
+    "one face, one core": (1, lambda w, s: ours(1, w, s)),
+    f"{MANY} faces": (2, lambda w, s: ours(MANY, w, s)),
+    "one face, ONNX Runtime": (2, lambda w, s: onnx(1, w, s)),
+    "one face, one core, ONNX Runtime": (1, lambda w, s: onnx(1, w, s)),
+    f"{MANY} faces, ONNX Runtime": (2, lambda w, s: onnx(MANY, w, s)),
+    "one face, ONNX Runtime, int8 kernels": (2, lambda w, s: onnx(1, w, s, "int8")),
+    "a frame of 640 pixels": (2, frames),
+}
+
+
+def main(_: list[str]) -> None:
+    """Measures everything, or as a worker one of it."""
+    if _WORKER.value:
+        cores, measure = MEASUREMENTS[_WORKER.value]
+        allowed = sorted(os.sched_getaffinity(0))[:cores]
+        os.sched_setaffinity(0, allowed)
+        found = measure(_WEIGHTS.value, _SECONDS.value)
+        print(json.dumps(found | {"cores": len(allowed)}))
+        return
+    rounds = [{name: _run(name) for name in MEASUREMENTS} for _ in range(_ROUNDS.value)]
+    medians = {
+        name: {key: median(found[name][key] for found in rounds) for key in rounds[0][name]}
+        for name in MEASUREMENTS
+    }
+    rows = [[name, f"{m['ms']:.2f}", f"{m['per_s']:,.1f}"] for name, m in medians.items()]
+    print(markdown.table(("What", "ms a call", "calls a second"), rows))
+    record = {"weights": _WEIGHTS.value, "medians": medians, "rounds": rounds}
+    workdir.write_json(Path(_OUTPUT.value), record | {"environment": environment.describe()})
+
+
+def _run(name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, f"--worker={name}", f"--seconds={_SECONDS.value}"]
+    command += [f"--weights={_WEIGHTS.value}"] * bool(_WEIGHTS.value)
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise BenchmarkError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    app.run(main)
