@@ -17,7 +17,7 @@ def get_config():
     config.model.name = "compact"
     config.data.drop_contradicting = True
     config.train.batch_size = 128
-    config.train.epochs = 60
+    config.train.epochs = 40
     config.train.optimizer = "sgd"
     config.train.learning_rate = 0.08
     config.train.schedule = "cosine"

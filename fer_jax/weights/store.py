@@ -60,8 +60,7 @@ def save(
     arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
     _check_network(_create(config_model, classes, str(folder)), arrays, str(folder))
     if half:
-        with np.errstate(over="ignore"):  # an infinity is refused below
-            arrays = {n: a.astype(np.float16) if a.ndim > 1 else a for n, a in arrays.items()}
+        arrays = {name: _halved(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise WeightsError(f"{folder}: {name} is not finite in {array.dtype}; nothing is saved")
@@ -121,6 +120,20 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     _check_network(model, arrays, str(file))
     named = {tuple(name.split("/")): jnp.asarray(array) for name, array in arrays.items()}
     return model, traverse_util.unflatten_dict(named), metadata
+
+
+def as_stored(variables: dict[str, Any], half: bool) -> dict[str, Any]:
+    """Returns variables, float32, as :func:`load` gives them back after :func:`save`."""
+    arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
+    if half:
+        arrays = {name: _halved(array).astype(np.float32) for name, array in arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    """Returns a kernel as float16, infinite where that cannot hold it; other arrays as they are."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16) if array.ndim > 1 else array
 
 
 def sha256(variables: dict[str, Any]) -> str:

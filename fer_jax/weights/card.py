@@ -1,0 +1,131 @@
+"""The card of a network: what it is, how good, on what, and what it must not be used for.
+
+All numbers come from the record that the weights keep.
+"""
+
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer_jax.report import markdown, statistics
+from fer_jax.runs import record
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+# Of the data set that most networks here are of.
+_SPLITS = {"train": "train (Training)", "valid": "valid (PublicTest)", "test": "test (PrivateTest)"}
+_FER2013 = """\
+Data: FER2013 (Goodfellow et al. 2013, the ICML 2013 challenge). It is not part of this repository:
+its pictures belong to others, and its competition's terms hold. They were found by a search engine
+for words, cut out by a machine, and labelled by people; others agree with the labels about 0.65 of
+the time. Who is on them, and of which age, origin or sex, is not recorded, so nothing is known of
+how well the network works for whom."""
+
+
+def calibration(found: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a record's calibration on test.
+
+    Args:
+      found: a run's whole record.
+
+    Returns:
+      `error`, the expected calibration error on test; `temperature`, fitted on valid; and
+      `error_scaled`, the error on test with it. Empty without predictions of both splits.
+    """
+    packed = found.get("predictions", {})
+    if not {"valid", "test"} <= set(packed):
+        return {}
+    valid, test = (record.decode_predictions(packed[split]) for split in ("valid", "test"))
+    temperature = statistics.temperature(*valid)
+    scaled = statistics.scale(test[1], temperature)
+    return {
+        "error": round(statistics.calibration(*test).error, 4),
+        "temperature": round(temperature, 3),
+        "error_scaled": round(statistics.calibration(test[0], scaled).error, 4),
+    }
+
+
+def text(name: str, metadata: Mapping[str, Any]) -> str:
+    """Returns the card as Markdown: `card.md` with the record's numbers.
+
+    Args:
+      name: of the weights.
+      metadata: what `fer_jax.weights.store.save` returned, with the record that `pack` keeps.
+    """
+    about = metadata["record"]
+    test = about["metrics"]["test"]
+    hits = round(test["accuracy"] * test["count"])
+    low, high = statistics.wilson_interval(hits, test["count"])
+    opened, data = about["test_evaluations"], about["dataset"]["name"]
+    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(
+        name=name,
+        parameters=f"{about['parameters']:,}",
+        network=metadata["model"]["name"],
+        count=len(metadata["classes"]),
+        classes=", ".join(metadata["classes"]),
+        accuracies=_accuracies(about),
+        openings="once" if opened == 1 else f"{opened} times",
+        low=f"{low:.3f}",
+        high=f"{high:.3f}",
+        calibration=_calibration(about.get("calibration")),
+        recalls=_recalls(test),
+        experiment=about["experiment"],
+        seed=about["seed"],
+        best=about["best_epoch"],
+        epochs=about["epochs_run"],
+        minutes=_minutes(about["seconds"]),
+        device=_device(about["device"]),
+        commit=str((about.get("git") or {}).get("commit"))[:12],
+        data=_FER2013 if data == "fer2013" else f"Data: {data}.",
+        kernels=metadata["kernels"],
+        sha256=metadata["sha256"],
+    )
+
+
+def _accuracies(about: Mapping[str, Any]) -> str:
+    header = ("Split", "Images", "Accuracy", "without copies", "macro-F1", "loss (nats)")
+    views = about.get("views", {"metrics": {}})
+    names = _SPLITS if about["dataset"]["name"] == "fer2013" else {}
+    rows = [[names.get(s, s), *_numbers(found)] for s, found in about["metrics"].items()]
+    rows += [
+        [f"{names.get(s, s)}, mean over views (`{views['name']}`)", *_numbers(found)]
+        for s, found in views["metrics"].items()
+    ]
+    return markdown.table(header, rows)
+
+
+def _numbers(found: Mapping[str, Any]) -> list[str]:
+    values = [found[name] for name in ("accuracy", "accuracy_unique", "macro_f1", "loss")]
+    return [f"{found['count']:,}", *("-" if x is None else f"{x:.4f}" for x in values)]
+
+
+def _calibration(found: Mapping[str, float] | None) -> str:
+    if not found:
+        return ""
+    return (
+        f" Expected calibration error on test: {found['error']:.3f}; with a temperature of "
+        f"{found['temperature']:.2f}, fitted on valid, {found['error_scaled']:.3f}."
+    )
+
+
+def _recalls(test: Mapping[str, Any]) -> str:
+    rows = []
+    for true, (name, recall) in enumerate(test["recall"].items()):
+        counts = test["confusion"][true]
+        wrong = [0 if i == true else n for i, n in enumerate(counts)]
+        most = max(range(len(wrong)), key=wrong.__getitem__)
+        taken = f"{list(test['recall'])[most]} ({wrong[most] / max(sum(counts), 1):.2f})"
+        rows.append([name, sum(counts), "-" if recall is None else f"{recall:.2f}", taken])
+    return markdown.table(("Class", "Images", "Recall", "Most often taken for"), rows, text=(3,))
+
+
+def _minutes(seconds: Mapping[str, float]) -> str:
+    if "train_cpu" in seconds:
+        return f"{seconds['train_cpu'] / 60:.0f} core minutes of training"
+    return f"{seconds['train'] / 60:.0f} minutes of training"
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
+    return f"{device['kind']}{cores}"
