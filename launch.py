@@ -10,8 +10,11 @@ python launch.py --mode=report
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends in silence
 
 from absl import app, flags
 from ml_collections import config_flags

@@ -301,8 +301,8 @@ def check_arguments(argv: Sequence[str]) -> None:
       argv: arguments such as `--config.train.epochs=3`; others are passed over.
 
     Raises:
-      ConfigError: for two experiment files, a field that is not there, or a text that its type
-        cannot take, naming the field, the text and what is allowed.
+      ConfigError: for two experiment files or one that is not there, a field that is not there, or
+        a text that its type cannot take, naming the field, the text and what is allowed.
     """
     sections = {path.split(".")[0] for path in FIELDS if "." in path}
     files = []
@@ -319,6 +319,14 @@ def check_arguments(argv: Sequence[str]) -> None:
             parse_text(path, text, "--config.")
     if len(files) > 1:
         raise ConfigError(f"--config is given {len(files)} times ({', '.join(files)}); give one")
+    for path in map(Path, files):
+        if not path.exists():
+            there = sorted(str(other) for other in path.parent.glob("*.py"))
+            near = difflib.get_close_matches(str(path), there) or there
+            raise ConfigError(
+                f"there is no experiment file {path}"
+                + (f"; near it: {', '.join(near)}" if near else f", and no other in {path.parent}")
+            )
 
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}

@@ -4,9 +4,18 @@ Each message is one line, or a short list, that names what and where and says wh
 command line prints it and ends; everything else that is raised is a defect and keeps its traceback.
 """
 
+import errno
+
 
 class FerError(Exception):
     """Base of all expected errors."""
+
+
+def reason(error: OSError) -> str:
+    """Returns why something could not be written or read, without its path."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "a file stands where a folder should"
+    return error.strerror or str(error)
 
 
 class ConfigError(FerError, ValueError):

@@ -15,11 +15,12 @@ from fer_jax.errors import CheckpointError
 from fer_jax.runs import checkpoint, workdir
 
 
-def best_variables(folder: Path) -> dict[str, Any]:
+def best_variables(folder: Path, field: str) -> dict[str, Any]:
     """Returns the best variables of a finished run, as host arrays.
 
     Args:
       folder: the run's, with its `results.json`.
+      field: that names it, for messages.
 
     Raises:
       CheckpointError: if the run is not finished, or its best checkpoint cannot be read.
@@ -28,9 +29,7 @@ def best_variables(folder: Path) -> dict[str, Any]:
     try:
         step = found["history"][found["best_epoch"] - 1]["step"]  # pyright: ignore
     except (KeyError, IndexError, TypeError):
-        raise CheckpointError(
-            f"config.train.start_from: {folder} holds no finished run; train it first"
-        ) from None
+        raise CheckpointError(f"{field}: {folder} holds no finished run; train it first") from None
     return checkpoint.load_variables(folder, step)
 
 

@@ -177,7 +177,7 @@ def _train_predictions(path: Path, found: dict[str, Any], dataset: Dataset) -> n
     config = get_config()
     config.model.update({n: v for n, v in found["config"]["model"].items() if n in config.model})
     model = create_model(config.model, len(dataset.classes))
-    variables = progressive.best_variables(path)
+    variables = progressive.best_variables(path, "config.train.teachers")
     mesh = devices.create_mesh(0, config.eval.batch_size)
     predict = make_predict(model, mesh, config.eval.batch_size)
     placed = devices.put(variables, devices.replicated(mesh))

@@ -152,7 +152,7 @@ def _build(
         train = select.take(train, select.chosen(train, config))
     if config.train.start_from is not None:
         folder = Path(config.train.start_from).expanduser()
-        start = distributed.on_first(progressive.best_variables)(folder)
+        start = distributed.on_first(progressive.best_variables)(folder, "config.train.start_from")
         checkpoint.check_variables(start, model, folder)
         if config.train.drop_disagreeing:
             placed = devices.put(start, devices.replicated(mesh))

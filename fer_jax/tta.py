@@ -98,10 +98,5 @@ def average(log_probs: list[np.ndarray], how: str) -> np.ndarray:
     if len(log_probs) == 1:
         return log_probs[0]
     stacked = np.asarray(log_probs, np.float64)
-    mean = _log_sum_exp(stacked, 0) if how == "probabilities" else stacked.mean(axis=0)[None]
-    return (mean - _log_sum_exp(mean, -1))[0].astype(np.float32)
-
-
-def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
-    top = x.max(axis=axis, keepdims=True)
-    return top + np.log(np.exp(x - top).sum(axis=axis, keepdims=True))
+    mean = (np.logaddexp.reduce if how == "probabilities" else np.mean)(stacked, axis=0)
+    return (mean - np.logaddexp.reduce(mean, axis=-1, keepdims=True)).astype(np.float32)

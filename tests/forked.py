@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _HEAVY = (
-    *("launch", "fer_jax.cli", "fer_jax.train", "fer_jax.bench.table", "fer_jax.models"),
+    *("launch", "fer_jax.modes.train", "fer_jax.train", "fer_jax.bench.table", "fer_jax.models"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboardX.event_file_writer"),
     *("tensorboardX.summary", "orbax.checkpoint"),
 )
@@ -77,6 +77,8 @@ def start(arguments: list[str], before: Callable[[], None] = lambda: None) -> Ru
     folder = Path(tempfile.mkdtemp(prefix="forked_"))
     folder.chmod(0o755)
     out, err = folder / "stdout", folder / "stderr"
+    for path in (out, err):
+        path.touch()  # there even if the run is killed at once
     pid = os.fork()
     if pid:
         return Run(pid, out, err)

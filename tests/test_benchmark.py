@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -113,7 +114,10 @@ def test_an_experiment_that_was_never_measured_has_no_number():
 
 
 def test_that_no_gpu_was_measured_is_said_once(tmp_path):
-    text = "<!-- benchmark-tables:begin --><!-- benchmark-tables:end -->"
+    names = ("benchmark-tables", "use")
+    text = "\n".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in names)
+    for name in ("predict", "web", "kernels"):
+        shutil.copy(benchmark.RESULTS / f"{name}.json", tmp_path)
     benchmark._add(record_of(CPU, [1]), tmp_path)
     assert benchmark.updated_docs(text, tmp_path).count("On a GPU: not measured yet.") == 1
     benchmark._add(record_of(GPU, [100]), tmp_path)

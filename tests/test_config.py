@@ -116,7 +116,7 @@ def test_a_wrong_argument_is_refused_with_what_is_allowed(arguments, message):
 
 def test_right_arguments_pass():
     config_lib.check_arguments(
-        ["--config=a.py", "--mode=train", "--configs=x", "--config.augment={}"]
+        ["--config=experiments/arch03.py", "--mode=train", "--configs=x", "--config.augment={}"]
     )
     config_lib.check_arguments(["--config.augment.flip", "--noconfig.augment.flip"])
     config_lib.check_arguments(

@@ -1,6 +1,8 @@
 """`launch.py` as its users run it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import fer_jax
 from fer_jax.data.drawn import draw_faces
 
 ROOT = Path(__file__).parent.parent
-QUICKSTART = f"--config={ROOT / 'experiments' / 'quickstart.py'}"
+EXPERIMENTS = ROOT / "experiments"
+QUICKSTART = f"--config={EXPERIMENTS / 'quickstart.py'}"
 
 
 def launch(*arguments, **kwargs):
@@ -42,7 +45,7 @@ def test_help_names_every_mode_and_touches_no_heavy_package():
     ("arguments", "message"),
     [
         ([], "--config is missing"),
-        (["--config=experiments/nowhere.py"], "No such file"),
+        ([f"--config={EXPERIMENTS / 'arch_03.py'}"], f"near it: {EXPERIMENTS / 'arch03.py'}"),
         ([QUICKSTART, "--nonsense"], "Unknown command line flag 'nonsense'"),
         ([QUICKSTART, "--mode=dance"], "should be one of <train|"),
         ([QUICKSTART, QUICKSTART], "--config is given 2 times"),
@@ -54,6 +57,14 @@ def test_a_wrong_command_line_ends_in_a_line(arguments, message):
     assert run.returncode not in (0, None)
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself SIGINT")
+def test_ctrl_c_during_the_first_imports_ends_in_silence(tmp_path):
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    run = launch(QUICKSTART, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert run.returncode == -signal.SIGINT
+    assert run.stderr == ""
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fer_jax.data import dataset as datasets
 from fer_jax.data import prepare, sources
 from fer_jax.errors import DataError, DocumentError, RecordError
 from fer_jax.report import (
+    cost,
     duplicates,
     figures,
     html,
@@ -46,6 +48,10 @@ def probabilities(classes, top=0.75):
     return found
 
 
+# What their files ask for; a run of all of them went to the end.
+EPOCHS = defaultdict(lambda: 20, arch01=30, arch02_bs16=20, moran=30, mini_xception=30)
+
+
 def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
     """Returns a record whose predictions are wrong on the first so many images."""
     experiment = changes.setdefault("experiment", "arch02_bs96")
@@ -62,12 +68,12 @@ def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
     history = [
         {
             "epoch": e,
-            "train_running/accuracy": 0.3 * e,
-            "train_running/loss": 2.0 - 0.5 * e,
-            "valid/accuracy": 0.25 * e,
+            "train_running/accuracy": 0.3 * min(e, 3),
+            "train_running/loss": 2.0 - 0.5 * min(e, 3),
+            "valid/accuracy": 0.25 * min(e, 3),
             "valid/loss": 1.5,
         }
-        for e in (1, 2, 3)
+        for e in range(1, EPOCHS[experiment] + 1)
     ]
     return {
         "seed": seed,
@@ -85,7 +91,7 @@ def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
         "metrics": dict.fromkeys(("train", "valid", "test"), numbers),
         "predictions": {"test": packed(probabilities(classes))},
         "history": history,
-        "epochs_run": 3,
+        "epochs_run": len(history),
         "best_epoch": 3,
         "test_evaluations": 1,
         "seconds": {"train": 90.0 + 60.0 * seed},
@@ -102,6 +108,16 @@ def document(sources):
     """Returns docs/reproduction.md as it would be made from other records."""
     text = page.PAGE.read_text(encoding="utf-8")
     return page.updated_page(text, sources, page.drawings(sources))
+
+
+PUBLISHED = {
+    "experiment": "mini_xception",
+    "source": "where",
+    "chosen_on": "what",
+    "metrics": {"valid": {"accuracy": 0.653}, "test": {"accuracy": 0.657}},
+    "predictions": {},
+    "device": CPU,
+}
 
 
 def loaded(*found):
@@ -168,9 +184,10 @@ def test_no_committed_record_is_left_out(committed):
 def test_the_seconds_of_a_committed_record_add_up():
     for path in (*RUNS.rglob("*.json"), *page.FACTORS.glob("*.json")):
         seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        total, parts = seconds.pop("total", None), seconds
-        parts.pop("train_cpu")  # summed over cores
-        assert total is None or total >= sum(parts.values()), path
+        total = seconds.pop("total", None)
+        # The processor's time is summed over cores.
+        parts = [value for name, value in seconds.items() if not name.endswith("_cpu")]
+        assert total is None or total >= sum(parts), path
 
 
 def test_no_committed_figure_of_single_images_holds_a_picture():
@@ -199,7 +216,7 @@ VALID = {"count": 14, "accuracy": 0.5, "loss": 1.0}
     ("changes", "message"),
     [
         ({"test_evaluations": 2}, r"0\.json: test was opened 2 times, not once"),
-        ({"epochs_run": 5}, r"0\.json .*: history has 3 of 5 epochs"),
+        ({"epochs_run": 5}, r"0\.json .*: history has 20 of 5 epochs"),
         (
             {"dataset": {"name": "synthetic_faces", "count": {}}},
             r"0\.json is of a run on synthetic_faces, not fer2013",
@@ -211,8 +228,8 @@ VALID = {"count": 14, "accuracy": 0.5, "loss": 1.0}
         ({"test_evaluations": 0}, r"0\.json: test was opened 0 times, not once"),
         ({"best_epoch": "3"}, r"0\.json .*: best_epoch is '3', no int"),
         ({"seconds": {"train": float("nan")}}, r"0\.json .*: seconds\.train is nan"),
-        ({"history": [3, {}, {}]}, r"0\.json .*: history\[0\] is 3, no dict"),
-        ({"history": [{}, {}, {}]}, r"0\.json .*: history\[0\]\.epoch is missing"),
+        ({"history": [3], "epochs_run": 1}, r"0\.json .*: history\[0\] is 3, no dict"),
+        ({"history": [{}], "epochs_run": 1}, r"0\.json .*: history\[0\]\.epoch is missing"),
         ({"predictions": {}}, r"0\.json: predictions\.test is missing"),
         ({"predictions": {"test": {"labels": "01"}}}, r"predictions\.test cannot be unpacked"),
         (
@@ -308,7 +325,7 @@ def test_what_all_ran_on_is_said_once_below_the_table():
         ("arch02_bs96", 12, 0, 3, "stopped early by budget, of 20 epochs"),
         ("fathallah", 8, 5, 3, "to the end: valid no better for 5 epochs"),
         ("fathallah", 8, 5, 4, "stopped early by budget, of 30 epochs"),
-        ("fathallah", 1, 5, 1, "1 epoch only, shows that it learns"),
+        ("fathallah", 1, 5, 1, "stopped early by budget, of 30 epochs"),
     ],
 )
 def test_how_far_a_run_went(experiment, run, patience, best, says):
@@ -387,17 +404,63 @@ def test_the_crossing_shows_training_without_dropout_where_it_is_recorded():
 
 def test_a_curve_that_does_not_get_there_says_so():
     found = record(experiment="arch03")
-    found["history"][-1]["train_running/accuracy"] = 0.85
-    assert "not within 3 epochs" in tables.crossing_table(loaded(found))
+    for row in found["history"]:
+        row["train_running/accuracy"] = 0.85
+    assert "not within 20 epochs" in tables.crossing_table(loaded(found))
     assert "does not reach accuracy 0.889" in words.crossing(loaded(found))
 
 
 def test_the_related_table_has_sizes_and_what_the_paper_prints():
-    table = tables.related_table(loaded(record(experiment="mini_xception", epochs_run=1)))
+    table = tables.related_table(loaded(record(experiment="mini_xception")))
     row = next(x for x in table.splitlines() if "mini-XCEPTION" in x)
-    assert "| 0.500 | 0.500 | 0.500 | 1 | 0.95 | 1 | 58,423 | 20.3 | 1 epoch only, shows" in row
+    assert "| 0.500 | 0.500 | 0.500 | 1 | 0.95 | 30 | 58,423 | 20.3 | to the end: all 30" in row
     assert [x for x in table.splitlines() if "GoogLeNet" in x] == table.splitlines()[-1:]
     assert table.endswith("Architecture 03: not measured yet.")
+
+
+def test_published_weights_stand_beside_the_network_that_was_trained_here():
+    table = tables.related_table(loaded(record(experiment="mini_xception")), [PUBLISHED])
+    row = next(x for x in table.splitlines() if "weights as published" in x)
+    assert "| - | 0.653 | 0.657 | - | 0.95 | - | 58,423 | 20.3 | elsewhere; chosen on what" in row
+
+
+def test_what_was_not_trained_to_the_end_is_named_and_stands_nowhere_else():
+    unfinished = record(experiment="mini_xception", epochs_run=2)
+    unfinished["history"] = unfinished["history"][:2]
+    runs = loaded(record(), unfinished)
+    assert "mini_xception" not in tables.main_rows(runs)
+    table = tables.related_table(runs)
+    assert "mini-XCEPTION (Nishchal 2018) (2 of 30 epochs, valid 0.500; all of" in table
+    assert "about 45 core minutes" in table  # 90 s on two cores for two epochs
+    assert "mini-XCEPTION" not in tables.calibration_table(runs) + tables.spread_table(runs)
+    assert "mini-XCEPTION" not in cost.table(runs)
+
+
+def test_costs_are_sorted_by_test_and_published_weights_have_no_training():
+    seconds = {"train": 200.0, "train_cpu": 120.0}
+    views = {"metrics": {"test": {"accuracy": 0.625}}}
+    runs = loaded(record(0, 0.5, seconds=seconds), record(0, 0.6, experiment="arch03", views=views))
+    rows = cost.rows(runs, [PUBLISHED])
+    assert [row.test for row in rows] == [0.657, 0.6, 0.5]
+    assert [row.core_minutes for row in rows] == [None, None, 2.0]
+    published, arch03, arch02 = cost.table(runs, [PUBLISHED]).splitlines()[2:]
+    assert (
+        "published weights (chosen on what) | 1 | 0.657 | - | 58,423 | 20.3 | - | - |" in published
+    )
+    assert arch03 == "| Architecture 03 | 2 | 0.600 | 0.625 | 290,023 | 90.1 | 1.5 min | 1 |"
+    assert arch02.endswith("| 3 | 0.500 | - | 420,199 | 10.2 | 2.0 core-min | 1 |")
+    drawing = cost.figure(runs, [PUBLISHED])
+    left, right = drawing.draw(drawing.data).axes
+    assert [len(axes.lines) for axes in (left, right)] == [3, 1]
+
+
+def test_table_2_counts_what_was_trained_and_reached():
+    runs = loaded(record(0, 0.7, experiment="moran"), record(0, 0.5, experiment="mini_xception"))
+    found = words.table_2(runs, [PUBLISHED])
+    assert "Of its 7 networks 2 were trained to the end here, and 1 of them reaches" in found
+    assert "nearest is Gudi's, 3 conv (Moran 2019), 0.700 where 0.65" in found
+    assert "weights give 0.657" in found
+    assert "not measured" in words.table_2(loaded(record()), [])
 
 
 # Documents
@@ -447,6 +510,35 @@ def test_expected_calibration_error_by_hand():
     np.testing.assert_allclose(bins.confidence, [np.nan, 0.5, 0.75, 1])
     np.testing.assert_allclose(bins.accuracy, [np.nan, 1, 0.5, 1])
     assert bins.error == pytest.approx((1 * 0.5 + 4 * 0.25 + 1 * 0) / 6)
+
+
+def test_temperature_undoes_what_made_probabilities_too_sure():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((4000, 7))
+    fair = statistics.scale(np.exp(logits), 1.0)
+    labels = np.array([rng.choice(7, p=p) for p in fair])
+    sure = statistics.scale(fair, 1 / 2.5)
+    assert statistics.temperature(labels, sure) == pytest.approx(2.5, rel=0.05)
+    np.testing.assert_allclose(statistics.scale(sure, 2.5), fair, atol=1e-4)
+    before, after = (statistics.calibration(labels, p).error for p in (sure, fair))
+    assert after < 0.03 < before
+    zeros = np.eye(7)[labels[:10]]
+    assert np.isfinite(statistics.scale(zeros, 3.0)).all()
+
+
+def test_temperatures_are_fitted_on_valid():
+    found = record()
+    assert tables.calibration_table(loaded(found)).count("| - | - | 1.250 | 1 |") == 1
+    found["predictions"]["valid"] = found["predictions"]["test"]
+    assert "| - |" not in tables.calibration_table(loaded(found))
+
+
+def test_openings_of_test_are_counted():
+    runs = loaded(record(0), record(1), record(experiment="arch03"))
+    found = words.openings(runs)
+    assert found.startswith("Test was opened 3 times in all, once for each of 3 records")
+    ensemble = record(experiment="compact_ensemble", members=[{}, {}])
+    assert "and 1 ensemble" in words.openings(runs | loaded(ensemble))
 
 
 def test_mcnemar_by_hand():
@@ -537,9 +629,9 @@ def test_curves_are_drawn_from_the_history():
     drawing = figures.learning_curves("arch02_bs96", [record(0), record(1)])
     left, right = drawing.draw(drawing.data).axes
     running, valid = left.lines[:2]
-    np.testing.assert_allclose(running.get_ydata(), [0.3, 0.6, 0.9])
-    np.testing.assert_allclose(valid.get_ydata(), [0.25, 0.5, 0.75])
-    assert valid.get_xdata().tolist() == [1, 2, 3]
+    np.testing.assert_allclose(running.get_ydata()[:4], [0.3, 0.6, 0.9, 0.9])
+    np.testing.assert_allclose(valid.get_ydata()[:4], [0.25, 0.5, 0.75, 0.75])
+    assert valid.get_xdata().tolist() == list(range(1, 21))
     assert len(left.lines) == 2 * 2 + 1  # two seeds, and the paper's figure
     assert right.lines[-1].get_ydata()[0] == 0.63
 
@@ -547,8 +639,8 @@ def test_curves_are_drawn_from_the_history():
 def test_pairs_of_the_paper_are_drawn_beside_the_curves():
     drawing = figures.paper_pairs(loaded(record()))
     panel = drawing.draw(drawing.data).axes[2]
-    np.testing.assert_allclose(panel.lines[0].get_xdata(), [0.3, 0.6, 0.9])
-    np.testing.assert_allclose(panel.lines[0].get_ydata(), [1.5, 1.0, 0.5])
+    np.testing.assert_allclose(panel.lines[0].get_xdata()[:4], [0.3, 0.6, 0.9, 0.9])
+    np.testing.assert_allclose(panel.lines[0].get_ydata()[:4], [1.5, 1.0, 0.5, 0.5])
     assert panel.lines[-1].get_xydata().tolist() == [[0.76, 0.63]]
 
 
@@ -577,7 +669,7 @@ def test_every_seed_is_a_point():
     axes = drawing.draw(drawing.data).axes[0]
     points = next(line for line in axes.lines if line.get_marker() == "o")
     assert points.get_xdata().tolist() == [0.6, 0.5]
-    assert axes.get_yticklabels()[0].get_text() == "Architecture 02, batch 96, 3 epochs only"
+    assert axes.get_yticklabels()[0].get_text() == "Architecture 02, batch 96"
 
 
 def test_a_figure_is_saved_to_the_same_bytes_and_names_its_numbers(tmp_path):

@@ -192,9 +192,11 @@ def test_dropout_follows_the_place_in_the_global_batch(config):
         mesh, spec = devices.create_mesh(count, 4), P(BATCH_AXIS)
         return np.asarray(jax.shard_map(apply, mesh=mesh, in_specs=spec, out_specs=spec)(images))
 
-    np.testing.assert_array_equal(logits(1), logits(2))
-    np.testing.assert_array_equal(logits(1), logits(4))
-    assert not np.array_equal(logits(1)[0], logits(1)[1])
+    # Rounding alone may differ: a product of another batch size may take another kernel. Other
+    # masks are far apart, as the two equal images of one batch show.
+    np.testing.assert_allclose(logits(2), logits(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits(4), logits(1), rtol=1e-4, atol=1e-5)
+    assert np.abs(logits(1)[0] - logits(1)[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

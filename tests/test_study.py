@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from fer_jax.errors import ConfigError, RecordError
-from fer_jax.runs import workdir
+from fer_jax.runs import record, workdir
 from fer_jax.runs.stop import StopRequest
 from fer_jax.study import execute
 from fer_jax.study import plan as study
@@ -43,11 +44,36 @@ def test_the_runs_of_one_seed_come_before_those_of_the_next():
 
 
 def a_record(run, **changes):
-    """Returns what a run would leave, on the fewest lines."""
-    config = dict(run.fields)
-    metrics = {"valid": {"accuracy": 0.5 + 0.1 * run.seed}, "test": {"accuracy": 0.4}}
-    found = {"experiment": run.experiment, "seed": run.seed, "config": config}
-    return found | {"history": [{}], "epochs_run": 1, "metrics": metrics} | changes
+    """Returns what a run would leave, of one epoch."""
+    numbers = {"count": 4, "loss": 1.5}
+    curves = {f"{s}/{n}": 0.5 for s in ("train_running", "valid") for n in ("loss", "accuracy")}
+    return {
+        "experiment": run.experiment,
+        "seed": run.seed,
+        "config": nested(run.fields),
+        "dataset": {"name": "fer2013", "count": {"train": 4, "valid": 4, "test": 4}},
+        "device": {"platform": "cpu", "kind": "a CPU", "count": 1, "cpu_cores": 2},
+        "history": [{"epoch": 1} | curves],
+        "epochs_run": 1,
+        "best_epoch": 1,
+        "test_evaluations": 1,
+        "seconds": {"train": 60.0},
+        "metrics": {
+            "valid": numbers | {"accuracy": 0.5 + 0.1 * run.seed},
+            "test": numbers | {"accuracy": 0.4},
+        },
+    } | changes
+
+
+def nested(fields):
+    """Returns a configuration of fields by path, as a record holds it."""
+    config = {}
+    for path, value in fields.items():
+        *sections, name = path.split(".")
+        functools.reduce(lambda found, key: found.setdefault(key, {}), sections, config)[name] = (
+            value
+        )
+    return config
 
 
 def states(runs):
@@ -79,10 +105,10 @@ def test_a_record_of_fewer_epochs_than_its_history_says_does_not_count(tmp_path)
 
 def test_a_record_of_another_length_is_to_do_and_one_of_other_numbers_is_refused(tmp_path):
     run = study.plan(["arch03"], 1, "0/1", results=tmp_path)[0]
-    shorter = a_record(run, config=dict(run.fields) | {"train.epochs": 1})
+    shorter = a_record(run, config=nested(run.fields | {"train.epochs": 1}))
     workdir.write_json(run.path, shorter)
     assert states(study.plan(["arch03"], 1, "0/1", results=tmp_path)) == [False]
-    other = a_record(run, config=dict(run.fields) | {"train.learning_rate": 0.1})
+    other = a_record(run, config=nested(run.fields | {"train.learning_rate": 0.1}))
     workdir.write_json(run.path, other)
     with pytest.raises(RecordError, match=r"\(train.learning_rate: 0.1 -> 0.001\); move it away"):
         study.plan(["arch03"], 1, "0/1", results=tmp_path)
@@ -194,8 +220,8 @@ def launched(monkeypatch, tmp_path, caplog):
         if run.experiment == "mini/epochs=2":
             return 128 + signal.SIGINT, ""
         folder = workdir.default_workdir(run.experiment, run.seed)
-        record = a_record(run, predictions={"test": "long"})
-        workdir.write_json(folder / "results.json", record)
+        found = a_record(run, predictions={"test": "long"})
+        workdir.write_sealed(folder / "results.json", found)
         return 0, ""
 
     monkeypatch.setattr(execute, "_launch", launch)
@@ -219,6 +245,7 @@ def test_a_failure_does_not_stop_the_others_and_is_listed_with_its_reason(
         "mini/base            1/1  0.5000           0.4000",
         "mini/dropout=0       0/1  -                -",
         "mini/dropout=0.5     1/1  0.5000           0.4000",
+        f"Records: {tmp_path / 'mini'}",
     ]
 
 
@@ -232,7 +259,7 @@ def test_the_same_plan_again_runs_only_what_failed(launched, study_file, tmp_pat
 def test_a_record_says_the_levels_and_leaves_out_predictions(launched, study_file, tmp_path):
     runs = study.plan_study(study_file, 1, "0/1", results=tmp_path)
     execute.execute(runs[2:3])
-    found = json.loads(runs[2].path.read_text())
+    found = record.read(runs[2].path)
     assert found["levels"] == {"dropout": "0.5", "epochs": "1"}
     assert found["seed"] == 0
     assert "predictions" not in found

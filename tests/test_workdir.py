@@ -57,7 +57,10 @@ def test_what_says_that_another_has_the_lock_is_taken_for_that(tmp_path, monkeyp
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(WorkdirError, match=r"cannot write .*run: Not a directory; .*--workdir=PATH"),
+        pytest.raises(
+            WorkdirError,
+            match=r"cannot write .*run: a file stands where a folder should; .*--workdir=PATH",
+        ),
         workdir.locked(tmp_path / "file" / "run"),
     ):
         pass

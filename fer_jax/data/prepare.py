@@ -15,7 +15,7 @@ from typing import Any
 
 from fer_jax.data.arrays import open_arrays
 from fer_jax.data.dataset import VERSIONS, Dataset
-from fer_jax.errors import DataError
+from fer_jax.errors import DataError, reason
 
 log = logging.getLogger("fer_jax")
 
@@ -122,7 +122,7 @@ def _prepare(name: str, data_dir: Path, size: int, **kwargs: Any) -> None:
             _run_builder(name, data_dir, **kwargs)
     except OSError as error:
         raise DataError(
-            f"cannot prepare {name} in {data_dir}: {error.strerror or error}. It takes "
+            f"cannot prepare {name} in {data_dir}: {reason(error)}. It takes "
             f"{size / 1e6:.0f} MB there; choose another folder with --config.data.data_dir=PATH"
         ) from error
 

@@ -452,7 +452,7 @@ def seed_spread(runs: Runs) -> Drawing:
         error = statistics.binomial_error(
             float(np.mean(values)), row[0]["metrics"]["test"]["count"]
         )
-        data[tables.row_title(name, row)] = {"seeds": _rounded(values), "error": round(error, 4)}
+        data[tables.title(name)] = {"seeds": _rounded(values), "error": round(error, 4)}
     alt = (
         "Test accuracy of every network, a point for each seed, the bar 1.96 binomial errors: "
         + ("; ".join(f"{title} {np.mean(x['seeds']):.3f}" for title, x in data.items()) + ".")

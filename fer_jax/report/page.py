@@ -6,7 +6,7 @@ function that makes it; see :mod:`fer_jax.report.markdown`.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import DataError
 from fer_jax.report import (
+    cost,
     duplicates,
     factor_figures,
     factors,
@@ -27,7 +28,7 @@ from fer_jax.report import (
 )
 from fer_jax.report.figures import Drawing, Faces
 from fer_jax.report.paper import PAPER, TITLES
-from fer_jax.report.records import NOT_MEASURED, Runs
+from fer_jax.report.records import NOT_MEASURED, Record, Runs
 from fer_jax.runs import workdir
 from fer_jax.study.plan import ROOT, RUNS
 
@@ -49,6 +50,7 @@ class Sources(NamedTuple):
     copies: dict[str, Any] | None  # results/dataset.json
     faces: Faces
     factors: Any = None  # table of the factor study, a pandas frame
+    imported: Sequence[Record] = ()  # of published weights
 
 
 def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
@@ -70,8 +72,9 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
         counts = [r["metrics"]["test"]["count"] for rows in runs.values() for r in rows]
         names = [f"test image {i}" for i in range(max(counts, default=0))]
     from fer_jax.study import table  # pandas takes a second to import
+    from fer_jax.study.imported import read_all
 
-    return Sources(runs, found, Faces(names), table.load(FACTORS))
+    return Sources(runs, found, Faces(names), table.load(FACTORS), read_all())
 
 
 def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
@@ -108,7 +111,7 @@ def drawings(sources: Sources) -> dict[str, Drawing]:
     if any(runs.get(name) for name in PAPER):
         found += [figures.paper_pairs(runs), figures.reliability(runs)]
     if tables.main_rows(runs):
-        found.append(figures.seed_spread(runs))
+        found += [figures.seed_spread(runs), cost.figure(runs, sources.imported)]
     if record := words.lowest(runs, "arch01"):
         found.append(figures.confusion(record))
     for name in _SHEETS:
@@ -131,7 +134,11 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
     """
     runs, copies = sources.runs, sources.copies
     of_factors = factors.blocks(sources.factors)
-    pairs = tables.pairs(runs, words.compared(runs))
+    published = {
+        f"{tables.title(found['experiment'])}, published weights": [found]
+        for found in sources.imported
+    }
+    pairs = tables.pairs(runs | published, [*words.compared(runs), *published])
     makers: Makers = {
         "in-short": lambda: words.in_short(runs),
         "accuracy": lambda: tables.accuracy_table(runs),
@@ -140,7 +147,10 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "crossing": lambda: tables.crossing_table(runs),
         "crossing-words": lambda: words.crossing(runs),
         "confusion": lambda: tables.confusion_tables(words.lowest(runs, "arch01")),
-        "related": lambda: tables.related_table(runs),
+        "related": lambda: tables.related_table(runs, sources.imported),
+        "table-2": lambda: words.table_2(runs, sources.imported),
+        "cost": lambda: cost.table(runs, sources.imported),
+        "openings": lambda: words.openings(runs),
         "other-runs": lambda: tables.other_table(runs),
         "calibration": lambda: tables.calibration_table(runs),
         "mistakes": lambda: _mistakes(sources, drawn),
@@ -165,6 +175,7 @@ def readme_blocks(sources: Sources) -> Makers:
     return {
         "verdict": lambda: words.verdict(sources.runs),
         "paper": lambda: tables.paper_table(sources.runs),
+        "cost": lambda: cost.table(sources.runs, sources.imported),
         "claims": lambda: factors.blocks(sources.factors)["claims"],
     }
 
@@ -172,6 +183,7 @@ def readme_blocks(sources: Sources) -> Makers:
 # Figures that a block of their own shows.
 _FIGURES = (
     *("paper_pairs", "learning_curves_related", "confusion_arch01", "reliability", "seed_spread"),
+    "cost",
     *("factors_accuracy", "factors_time", "factors_interaction"),
 )
 

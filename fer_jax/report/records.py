@@ -4,7 +4,6 @@ import logging
 import runpy
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,13 +146,18 @@ def training_time(row: list[Record]) -> str:
     """
     if any("members" in found for found in row):
         return MISSING
-    if row[0]["device"]["platform"] == "cpu" and all("train_cpu" in r["seconds"] for r in row):
-        return f"{_mean_minutes(row, lambda s: s['train_cpu'])} core-min"
-    return f"{_mean_minutes(row, lambda s: s['train'])} min"
+    minutes = core_minutes(row)
+    if minutes is not None:
+        return f"{minutes:,.1f} core-min"
+    return f"{statistics.fmean(found['seconds']['train'] for found in row) / 60:,.1f} min"
 
 
-def _mean_minutes(row: list[Record], seconds: Callable[[dict[str, float]], float]) -> str:
-    return f"{statistics.fmean(seconds(found['seconds']) for found in row) / 60:,.1f}"
+def core_minutes(row: list[Record]) -> float | None:
+    """Returns the mean core minutes of training; None if a run was not on a CPU or lacks them."""
+    seconds = [found.get("seconds", {}).get("train_cpu") for found in row]
+    if row[0]["device"]["platform"] != "cpu" or None in seconds:
+        return None
+    return statistics.fmean(seconds) / 60
 
 
 @cache
@@ -178,8 +182,6 @@ def ending(found: Record) -> str:
         return f"to the end: valid no better for {patience} epochs"
     if run >= planned:
         return f"to the end: all {planned} epochs"
-    if run == 1:
-        return "1 epoch only, shows that it learns"
     return f"stopped early by budget, of {planned} epochs"
 
 

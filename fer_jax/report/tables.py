@@ -16,6 +16,16 @@ from fer_jax.report.records import MISSING, NOT_MEASURED, Record, Runs, over_see
 
 _TEST = (("test", "accuracy"), ("test", "accuracy_unique"))
 _ALL = (("train", "accuracy"), ("valid", "accuracy"), *_TEST)
+# What goes past the paper: experiment -> title.
+RECIPES = {
+    "arch03_strong": "Architecture 03, recipe of Compact",
+    "mini_xception_strong": "mini-XCEPTION, recipe of Compact",
+    "fully_cnn_strong": "sequential fully-CNN, recipe of Compact",
+    "compact": "Compact",
+    "compact_distilled": "Compact, distilled",
+    "compact_ensemble": "Compact, ensemble",
+    "record": "ResNet-18",
+}
 type _Columns = Sequence[tuple[str, str]]  # (split, metric)
 
 
@@ -86,7 +96,7 @@ def paper_table(runs: Runs) -> str:
 
 def best_on_valid(runs: Runs) -> str | None:
     """Returns the experiment with the best mean valid accuracy; test does not choose."""
-    rows = {name: records.main_row(found) for name, found in runs.items()}
+    rows = {name: records.main_row(found) for name, found in complete(runs).items()}
     means = {
         name: np.mean([found["metrics"]["valid"]["accuracy"] for found in row])
         for name, row in rows.items()
@@ -186,22 +196,31 @@ def _confusion(counts: Any) -> str:
 # The related work
 
 
-def related_table(runs: Runs) -> str:
-    """Returns tables 1 and 2 under one protocol, with what the paper prints beside it."""
+def related_table(runs: Runs, imported: Sequence[Record] = ()) -> str:
+    """Returns tables 1 and 2 under one protocol, with what the paper prints beside it.
+
+    Args:
+      runs: all there are; what was not trained to the end gets a sentence below the table.
+      imported: records of published weights, from `fer_jax.study.imported`.
+    """
     columns = _ALL[:3]
     header = ("Network", *_headings(columns), "Seeds", "Paper", "Epochs", "Parameters")
     header += ("MFLOP an image", "Trained", "The paper's accuracy is on")
-    rows, missing = [], []
+    rows, missing, whole = [], [], complete(runs)
     for related in RELATED:
         printed = f"{related.printed:.3g}", f"{related.what} (table {related.table})"
         name = f"{related.work}: {related.network}"
-        found = _related_rows(runs, related.experiment, name, printed)
-        rows += found
-        missing += [] if found else [name]
+        rows += _related_rows(whole, related.experiment, name, printed)
+        rows += _imported_rows(imported, related.experiment, name, printed)
+        missing += [] if runs.get(related.experiment) else [name]
     for name in PAPER:
         printed = f"{PAPER[name][0]:.3g}", "FER2013, split unsaid (table 5)"
-        rows += _related_rows(runs, name, f"**{TITLES[name]}**", printed)
-    return _table_of_rows(header, rows, [*missing, *_without_record(runs)], text=(9, 10))
+        rows += _related_rows(whole, name, f"**{TITLES[name]}**", printed)
+    parts = [
+        _table_of_rows(header, rows, [*missing, *_without_record(runs)], text=(9, 10)),
+        *_unfinished(runs),
+    ]
+    return "\n\n".join(parts)
 
 
 def _related_rows(
@@ -212,22 +231,75 @@ def _related_rows(
         epochs = ", ".join(dict.fromkeys(str(r["epochs_run"]) for r in row))
         endings = "; ".join(dict.fromkeys(records.ending(r) for r in row))
         cells = [name, *_measured(row, _ALL[:3]), len(row), printed[0], epochs]
-        rows.append(([*cells, *_size(experiment), endings, printed[1]], row))
+        rows.append(([*cells, *size_cells(experiment), endings, printed[1]], row))
     return rows
 
 
+def _imported_rows(
+    imported: Sequence[Record], experiment: str, name: str, printed: tuple[str, str]
+) -> list[tuple[list[Any], list[Record]]]:
+    rows = []
+    for found in imported:
+        if found["experiment"] == experiment:
+            tested = [f"{found['metrics'][split]['accuracy']:.3f}" for split in ("valid", "test")]
+            cells = [f"{name}, weights as published", MISSING, *tested, MISSING, printed[0]]
+            chosen = f"elsewhere; chosen on {found['chosen_on']}"
+            cells += [MISSING, *size_cells(experiment), chosen, printed[1]]
+            rows.append((cells, [found]))
+    return rows
+
+
+def _unfinished(runs: Runs) -> list[str]:
+    """Returns a sentence on what was not trained to the end, if there is any."""
+    found = [row for name in runs if (row := records.main_row(runs[name])) and not _is_whole(row)]
+    if not found:
+        return []
+    told = "; ".join(_how_far(row[0]) for row in found)
+    return [f"Not trained to the end, and so in no other table, figure or test: {told}."]
+
+
+def _how_far(found: Record) -> str:
+    planned, valid = records.planned_epochs(found), found["metrics"]["valid"]["accuracy"]
+    return (
+        f"{title(found['experiment'])} ({found['epochs_run']} of {planned} epochs, valid "
+        f"{valid:.3f}; all of them would take about {_whole_minutes(found):,.0f} core minutes)"
+    )
+
+
+def _whole_minutes(found: Record) -> float:
+    """Returns the core minutes that all epochs would take at the pace of those that were run."""
+    seconds = found["seconds"]
+    used = seconds.get("train_cpu", seconds["train"] * found["device"]["cpu_cores"])
+    return used / found["epochs_run"] * records.planned_epochs(found) / 60
+
+
+def complete(runs: Runs) -> Runs:
+    """Returns the runs of the experiments whose main row was trained to the end."""
+    return {name: found for name, found in runs.items() if _is_whole(records.main_row(found))}
+
+
+def _is_whole(row: list[Record]) -> bool:
+    return all(map(records.is_complete, row))
+
+
 @cache
-def _size(experiment: str) -> list[str]:
-    """Returns parameters, running statistics included, and millions of FLOPs."""
+def size(experiment: str) -> tuple[int, int]:
+    """Returns a network's parameters, running statistics included, and its FLOPs an image."""
     from fer_jax.models import create_model, summary  # the one thing here that needs the networks
 
     model = create_model(records.experiment_config(experiment).model)
-    return [f"{summary.parameter_counts(model)[0]:,}", f"{summary.flops(model) / 1e6:,.1f}"]
+    return summary.parameter_counts(model)[0], summary.flops(model)
+
+
+def size_cells(experiment: str, networks: int = 1) -> list[str]:
+    """Returns cells: parameters and millions of FLOPs an image of so many like networks."""
+    parameters, flops = size(experiment)
+    return [f"{networks * parameters:,}", f"{networks * flops / 1e6:,.1f}"]
 
 
 def other_table(runs: Runs) -> str:
     """Returns the rows of records that no other table has."""
-    known = {*PAPER, *(related.experiment for related in RELATED)}
+    known = {*PAPER, *(related.experiment for related in RELATED), *RECIPES}
     header = ("Experiment", *_headings(_ALL), "Seeds", "Best epoch", "Training")
     rows = [
         (
@@ -266,17 +338,33 @@ def _table_or_not(header: Sequence[str], rows: Sequence[Any], text: Sequence[int
 
 
 def calibration_table(runs: Runs) -> str:
-    """Returns accuracy, confidence and expected calibration error on test."""
-    header = ("Network", "Accuracy", "Mean confidence", "Calibration error", "Loss", "Seeds")
+    """Returns accuracy, confidence and expected calibration error on test, the latter also after
+    temperature scaling, fitted on valid."""
+    header = ("Network", "Accuracy", "Mean confidence", "Calibration error", "Temperature")
+    header += ("Error after scaling", "Loss", "Seeds")
     rows = []
     for name, row in main_rows(runs).items():
         outcomes = [records.predictions(found) for found in row]
         confidence = [float(probabilities.max(axis=1).mean()) for _, probabilities in outcomes]
         errors = [statistics.calibration(*outcome).error for outcome in outcomes]
         cells = [over_seeds(row, "test", "accuracy"), records.spread(confidence)]
-        cells += [records.spread(errors), over_seeds(row, "test", "loss"), str(len(row))]
-        rows.append([row_title(name, row), *cells])
+        cells += [records.spread(errors), *_scaled_cells(row)]
+        cells += [over_seeds(row, "test", "loss"), str(len(row))]
+        rows.append([title(name), *cells])
     return _table_or_not(header, rows)
+
+
+def _scaled_cells(row: list[Record]) -> list[str]:
+    """Returns temperatures fitted on valid, and the calibration error on test with them."""
+    if not all("valid" in found["predictions"] for found in row):
+        return [MISSING, MISSING]
+    fitted = [statistics.temperature(*records.predictions(found, "valid")) for found in row]
+    errors = []
+    for found, temperature in zip(row, fitted, strict=True):
+        labels, probabilities = records.predictions(found)
+        scaled = statistics.scale(probabilities, temperature)
+        errors.append(statistics.calibration(labels, scaled).error)
+    return [records.spread(fitted), records.spread(errors)]
 
 
 def mistakes_table(mistakes: Sequence[dict[str, Any]]) -> str:
@@ -335,7 +423,7 @@ def spread_table(runs: Runs) -> str:
         deviation = f"{100 * np.std(values, ddof=1):.2f} points" if len(row) > 1 else "one seed"
         mean = f"{np.mean(values):.3f}"
         cells = [mean, len(row), deviation, f"{100 * error:.2f} points"]
-        rows.append([row_title(name, row), *cells])
+        rows.append([title(name), *cells])
     return _table_or_not(header, rows)
 
 
@@ -398,22 +486,17 @@ def _p_value(p: float) -> str:
 
 
 def main_rows(runs: Runs) -> dict[str, list[Record]]:
-    """Returns experiment -> its row, the paper's networks first, then tables 1 and 2."""
-    names = [*PAPER, *(related.experiment for related in RELATED)]
-    return {name: records.main_row(runs[name]) for name in names if runs.get(name)}
+    """Returns experiment -> its row, of those trained to the end: the paper's networks, then those
+    of tables 1 and 2, then :data:`RECIPES`."""
+    known = [*PAPER, *(related.experiment for related in RELATED)]
+    whole = complete(runs)
+    names = [*known, *RECIPES]
+    return {name: records.main_row(whole[name]) for name in names if whole.get(name)}
 
 
 def title(experiment: str) -> str:
     """Returns what a network is called in tables and figures."""
-    if experiment in TITLES:
-        return TITLES[experiment]
+    if own := (TITLES | RECIPES).get(experiment):
+        return own
     found = next((x for x in RELATED if x.experiment == experiment), None)
     return f"{found.network} ({found.work})" if found else experiment
-
-
-def row_title(experiment: str, row: list[Record]) -> str:
-    """Returns :func:`title`, with the epochs where a network has not been trained to the end."""
-    if all(map(records.is_complete, row)):
-        return title(experiment)
-    epochs = min(found["epochs_run"] for found in row)
-    return f"{title(experiment)}, {epochs} epoch{'s' * (epochs > 1)} only"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax import seal
-from fer_jax.errors import WorkdirError
+from fer_jax.errors import WorkdirError, reason
 
 log = logging.getLogger("fer_jax")
 
@@ -76,15 +76,14 @@ def unwritable(path: Path, error: OSError, needed: int | None = None) -> Workdir
       error: why it was not.
       needed: bytes that were to be written, if known.
     """
-    reason = error.strerror or str(error)
+    why, advice = reason(error), "choose another folder with --workdir=PATH"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"make room, or {advice}"
         sizes = [f"{needed:,} bytes are needed"] if needed is not None else []
         with contextlib.suppress(OSError):
             sizes.append(f"{shutil.disk_usage(path.parent).free:,} are free")
-        reason += f" ({', '.join(sizes)})" if sizes else ""
-    return WorkdirError(
-        f"cannot write {path}: {reason}; make room, or choose another folder with --workdir=PATH"
-    )
+        why += f" ({', '.join(sizes)})" if sizes else ""
+    return WorkdirError(f"cannot write {path}: {why}; {advice}")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from fer_jax import seal
 from fer_jax.errors import WorkdirError
 from fer_jax.runs import workdir
 from fer_jax.runs.stop import SIGNALS, StopRequest
@@ -57,6 +58,8 @@ def execute(runs: Sequence[Run]) -> int:
                 log.error("%s", failed[-1])
             clock.done(run.cost)
     print(format_table(runs))
+    for folder in sorted({run.path.parent for run in runs}):
+        print(f"Records: {folder}")
     for line in failed:
         log.error("%s", line)
     return 1 if failed else 0
@@ -113,7 +116,8 @@ def _keep_record(run: Run) -> Record:
         raise WorkdirError(f"it ended without a record in {done}")
     if run.levels is not None:
         # What a factor study has no use for makes up most of a record.
-        found = {"levels": run.levels} | {k: v for k, v in found.items() if k != "predictions"}
+        found = {k: v for k, v in found.items() if k not in ("predictions", seal.KEY)}
+        found = seal.add({"levels": run.levels} | found)
     workdir.write_json(run.path, found)
     return found
 

@@ -7,7 +7,6 @@ ignores.
 """
 
 import dataclasses
-import json
 import logging
 import runpy
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from fer_jax.config import (
     validate,
 )
 from fer_jax.errors import ConfigError, RecordError
+from fer_jax.runs import record
 from fer_jax.study import design
 
 log = logging.getLogger("fer_jax")
@@ -91,8 +91,8 @@ def plan(
             fields = flatten(config) | {"seed": seed}
             given = {"experiment": config.experiment, "seed": seed}
             flags = _flags(ROOT / "experiments" / f"{name}.py", given, overrides)
-            record = find_record(path, fields)
-            runs.append(Run(config.experiment, seed, path, fields, flags, record=record))
+            found = find_record(path, fields)
+            runs.append(Run(config.experiment, seed, path, fields, flags, record=found))
     return _part(runs, len(experiments), shard)
 
 
@@ -134,8 +134,8 @@ def plan_study(
             fields = flatten(cell.config) | {"seed": seed}
             given = {"experiment": name, "seed": seed} | cell.changes
             flags = _flags(path.resolve(), given, overrides)
-            record = find_record(record_path, fields)
-            runs.append(Run(name, seed, record_path, fields, flags, cell.cost, cell.levels, record))
+            found = find_record(record_path, fields)
+            runs.append(Run(name, seed, record_path, fields, flags, cell.cost, cell.levels, found))
     return _part(runs, len(cells), shard)
 
 
@@ -153,19 +153,14 @@ def find_record(path: Path, fields: Mapping[str, Any]) -> Record | None:
     Raises:
       RecordError: if it is of another configuration, whose place no run may take.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return None
     try:
-        found = json.loads(text)
-        if not 0 < len(found["history"]) == found["epochs_run"]:
-            raise ValueError
-        float(found["metrics"]["valid"]["accuracy"])
-        before = found["config"]
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s is no record of a whole run: it does not count", path)
+        found = record.read(path)
+    except RecordError as error:
+        log.warning("%s; it does not count", error)
         return None
+    before = found["config"]
     changes = changed_fields(fields, before, length=depends_on_length(fields))
     if changes:
         raise RecordError(

@@ -31,7 +31,7 @@ namespace {
 // that it ends even if every thread of the pool waits in here. Throws what the first task to fail
 // threw, when all have ended.
 template <typename Work>
-void run_tasks(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
+void run_tasks(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
   struct Progress {
     std::atomic<int64_t> next{0};
     int64_t done = 0;
@@ -284,7 +284,7 @@ class Kernel {
 
 // make_grads() -> something that hands out an image's gradient.
 template <typename Gradients, typename MakeGrads>
-void sum_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+void sum_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const float* images,
                    const MakeGrads& make_grads, float* total) {
   const int64_t size = Gradients::size(s);
   // Each task sums on its own; the sums are then added in order, so that a repeat gives equal bits.
@@ -303,7 +303,7 @@ void sum_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const f
 }
 
 template <int M, typename MakeGrads>
-void sum_winograd_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s,
+void sum_winograd_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s,
                             const float* images, const MakeGrads& make_grads, float* total) {
   AlignedBuffer transformed(WinogradGradients<M>::size(s));
   sum_gradients<WinogradGradients<M>>(pool, tasks, s, images, make_grads, transformed.data());
@@ -311,7 +311,7 @@ void sum_winograd_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s
 }
 
 template <typename MakeGrads>
-void sum_kernel_gradients(ffi::ThreadPool& pool, int64_t tasks, const Shape& s, const float* images,
+void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const float* images,
                           const MakeGrads& make_grads, float* total) {
   const int tile = best_tile(s);
   if (tile == 2)
@@ -328,29 +328,36 @@ struct Rows {  // gradients as they are
   const float* operator[](int64_t i) const { return grads + i * s.oh * s.ow * s.f; }
 };
 
-void convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
+// Each of the following checks what it was given and returns the work, which holds no reference to
+// its arguments: they may be gone when it runs, the arrays' numbers are not.
+
+auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
                  Array images, Array kernel, Bias bias, Result out) {
   const Shape s = dense_shape_of(images, kernel.dimensions(), strides, padding);
   check_shape("the bias's shape", bias.dimensions(), {s.f});
   check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
-  const Kernel ready(s, kernel.typed_data());
-  run_tasks(pool, tasks, [&](int64_t task) {
-    const auto output = [&](int64_t i) { return out->typed_data() + i * s.oh * s.ow * s.f; };
-    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), relu, output,
-                   [](int64_t) {});
-  });
+  return [=, image = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
+          out = out->typed_data()] {
+    const Kernel ready(s, kernel);
+    run_tasks(pool, tasks, [&](int64_t task) {
+      const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
+      ready.convolve(task, tasks, Images(s, image), bias, relu, output, [](int64_t) {});
+    });
+  };
 }
 
-void kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
+auto kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
                      Array grad, Result kernel) {
   const Shape s = dense_shape_of(images, kernel->dimensions(), strides, padding);
   check_shape("the gradient's shape", grad.dimensions(), {s.n, s.oh, s.ow, s.f});
-  sum_kernel_gradients(pool, tasks, s, images.typed_data(),
-                       [&] { return Rows{s, grad.typed_data()}; }, kernel->typed_data());
+  return [=, images = images.typed_data(), grad = grad.typed_data(),
+          kernel = kernel->typed_data()] {
+    sum_kernel_gradients(pool, tasks, s, images, [&] { return Rows{s, grad}; }, kernel);
+  };
 }
 
 // The argmax is left out if its result is empty.
-void pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints window,
+auto pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints window,
                         Array images, Array kernel, Bias bias, Result out,
                         ffi::Result<Argmax> argmax) {
   const Shape s = dense_shape_of(images, kernel.dimensions(), kNoStrides, padding);
@@ -360,37 +367,41 @@ void pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints
   const bool with_argmax = argmax->element_count() > 0;
   if (with_argmax)
     check_shape("the argmax's shape", argmax->dimensions(), {s.n, p.oh, p.ow, s.f});
-  const Kernel ready(s, kernel.typed_data());
-  run_tasks(pool_, tasks, [&](int64_t task) {
-    AlignedBuffer whole(s.oh * s.ow * s.f);
-    const auto done = [&](int64_t i) {
-      const int64_t at = i * p.oh * p.ow * p.f;
-      if (with_argmax)
-        pool<true>(p, whole.data(), out->typed_data() + at, argmax->typed_data() + at);
-      else
-        pool<false>(p, whole.data(), out->typed_data() + at, nullptr);
-    };
-    ready.convolve(task, tasks, Images(s, images.typed_data()), bias.typed_data(), true,
-                   [&](int64_t) { return whole.data(); }, done);
-  });
+  return [=, images = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
+          out = out->typed_data(), argmax = argmax->typed_data()] {
+    const Kernel ready(s, kernel);
+    run_tasks(pool_, tasks, [&](int64_t task) {
+      AlignedBuffer whole(s.oh * s.ow * s.f);
+      const auto done = [&](int64_t i) {
+        const int64_t at = i * p.oh * p.ow * p.f;
+        if (with_argmax)
+          pool<true>(p, whole.data(), out + at, argmax + at);
+        else
+          pool<false>(p, whole.data(), out + at, nullptr);
+      };
+      ready.convolve(task, tasks, Images(s, images), bias, true,
+                     [&](int64_t) { return whole.data(); }, done);
+    });
+  };
 }
 
-void pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
+auto pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
                             Array images, Array grad, Argmax argmax, Result kernel) {
   const Shape s = dense_shape_of(images, kernel->dimensions(), kNoStrides, padding);
   const Pool p = pool_of(s.oh, s.ow, s.f, window);
   check_shape("the gradient's shape", grad.dimensions(), {s.n, p.oh, p.ow, s.f});
   check_shape("the argmax's shape", argmax.dimensions(), {s.n, p.oh, p.ow, s.f});
-  const Shape whole{0, s.oh, s.ow, s.f, 0, 0, 0, 0, 0, 0, 0, 0, s.oh, 0, s.ow};
-  sum_kernel_gradients(
-      pool, tasks, s, images.typed_data(),
-      [&] { return Unpooled(whole, p, grad.typed_data(), argmax.typed_data()); },
-      kernel->typed_data());
+  return [=, images = images.typed_data(), grad = grad.typed_data(),
+          argmax = argmax.typed_data(), kernel = kernel->typed_data()] {
+    const Shape whole{0, s.oh, s.ow, s.f, 0, 0, 0, 0, 0, 0, 0, 0, s.oh, 0, s.ow};
+    sum_kernel_gradients(pool, tasks, s, images,
+                         [&] { return Unpooled(whole, p, grad, argmax); }, kernel);
+  };
 }
 
 // The convolution that leads from the output's gradient to the image's: its kernel is flipped, and
 // `padding` is its own.
-void pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
+auto pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
                            Array kernel, Array grad, Argmax argmax, Result image_grad) {
   check_numbers("padding", padding, 4, 0);
   const Ints to = image_grad->dimensions(), from = grad.dimensions(), sides = kernel.dimensions();
@@ -404,15 +415,16 @@ void pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, In
   check_shape("the gradient's shape", from, {s.n, p.oh, p.ow, s.c});
   check_shape("the argmax's shape", argmax.dimensions(), {s.n, p.oh, p.ow, s.c});
   check_shape("the images' shape", to, {s.n, s.oh, s.ow, s.f});
-  const AlignedBuffer no_bias = AlignedBuffer::zeros(s.f);
-  const Kernel ready(s, kernel.typed_data());
-  run_tasks(pool, tasks, [&](int64_t task) {
-    const auto output = [&](int64_t i) {
-      return image_grad->typed_data() + i * s.oh * s.ow * s.f;
-    };
-    ready.convolve(task, tasks, Unpooled(s, p, grad.typed_data(), argmax.typed_data()),
-                   no_bias.data(), false, output, [](int64_t) {});
-  });
+  return [=, kernel = kernel.typed_data(), grad = grad.typed_data(),
+          argmax = argmax.typed_data(), image_grad = image_grad->typed_data()] {
+    const AlignedBuffer no_bias = AlignedBuffer::zeros(s.f);
+    const Kernel ready(s, kernel);
+    run_tasks(pool, tasks, [&](int64_t task) {
+      const auto output = [&](int64_t i) { return image_grad + i * s.oh * s.ow * s.f; };
+      ready.convolve(task, tasks, Unpooled(s, p, grad, argmax), no_bias.data(), false, output,
+                     [](int64_t) {});
+    });
+  };
 }
 
 Shape depthwise_shape_of(const Array& images, Ints kernel) {
@@ -423,58 +435,90 @@ Shape depthwise_shape_of(const Array& images, Ints kernel) {
   return s;
 }
 
-void depthwise(ffi::ThreadPool pool, int64_t tasks, Array images, Array kernel, Result out) {
+auto depthwise(ffi::ThreadPool pool, int64_t tasks, Array images, Array kernel, Result out) {
   const Shape s = depthwise_shape_of(images, kernel.dimensions());
   check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.c});
-  const int64_t row = s.ow * s.c;
-  AlignedBuffer repeated(kTaps * row);
-  for (int64_t i = 0; i < kTaps * row; ++i)
-    repeated.data()[i] = kernel.typed_data()[i / row * s.c + i % s.c];
-  run_tasks(pool, tasks, [&](int64_t task) {
-    Images padded(s, images.typed_data());
-    for_share(s.n, task, tasks, [&](int64_t i) {
-      convolve_depthwise(s, padded[i], repeated.data(), out->typed_data() + i * s.oh * row);
+  return [=, images = images.typed_data(), kernel = kernel.typed_data(), out = out->typed_data()] {
+    const int64_t row = s.ow * s.c;
+    AlignedBuffer repeated(kTaps * row);
+    for (int64_t i = 0; i < kTaps * row; ++i)
+      repeated.data()[i] = kernel[i / row * s.c + i % s.c];
+    run_tasks(pool, tasks, [&](int64_t task) {
+      Images padded(s, images);
+      for_share(s.n, task, tasks, [&](int64_t i) {
+        convolve_depthwise(s, padded[i], repeated.data(), out + i * s.oh * row);
+      });
     });
-  });
+  };
 }
 
-void depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Array images, Array grad,
+auto depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Array images, Array grad,
                                Result kernel) {
   const Shape s = depthwise_shape_of(images, kernel->dimensions());
   check_shape("the gradient's shape", grad.dimensions(), {s.n, s.oh, s.ow, s.c});
-  const int64_t row = s.ow * s.c, size = kTaps * row;
-  AlignedBuffer sums = AlignedBuffer::zeros(tasks * size);
-  run_tasks(pool, tasks, [&](int64_t task) {
-    Images padded(s, images.typed_data());
-    for_share(s.n, task, tasks, [&](int64_t i) {
-      add_depthwise_gradient(s, padded[i], grad.typed_data() + i * s.oh * row,
-                             sums.data() + task * size);
+  return [=, images = images.typed_data(), grad = grad.typed_data(),
+          kernel = kernel->typed_data()] {
+    const int64_t row = s.ow * s.c, size = kTaps * row;
+    AlignedBuffer sums = AlignedBuffer::zeros(tasks * size);
+    run_tasks(pool, tasks, [&](int64_t task) {
+      Images padded(s, images);
+      for_share(s.n, task, tasks, [&](int64_t i) {
+        add_depthwise_gradient(s, padded[i], grad + i * s.oh * row, sums.data() + task * size);
+      });
     });
-  });
-  std::memset(kernel->typed_data(), 0, kTaps * s.c * sizeof(float));
-  for (int64_t task = 0; task < tasks; ++task)
-    for (int64_t i = 0; i < size; ++i)
-      kernel->typed_data()[i / row * s.c + i % s.c] += sums.data()[task * size + i];
+    std::memset(kernel, 0, kTaps * s.c * sizeof(float));
+    for (int64_t task = 0; task < tasks; ++task)
+      for (int64_t i = 0; i < size; ++i)
+        kernel[i / row * s.c + i % s.c] += sums.data()[task * size + i];
+  };
 }
 
-// A handler that answers XLA with what `function` throws.
+// Returns what `work` throws as XLA takes it.
+template <typename Work>
+ffi::Error error_of(const Work& work) {
+  try {
+    work();
+    return ffi::Error::Success();
+  } catch (const std::invalid_argument& error) {
+    return ffi::Error::InvalidArgument(error.what());
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fer_jax: out of memory");
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(error.what());
+  } catch (...) {
+    return ffi::Error::Internal("fer_jax: an unknown exception");
+  }
+}
+
+void settle(ffi::Promise& promise, const ffi::Error& error) {
+  if (error.success())
+    promise.SetAvailable();
+  else
+    promise.SetError(error);
+}
+
+// A handler that runs what `function` returns. Work of one task goes to a thread of the pool, which
+// then goes on with what follows it: a step on the caller's thread shares the cores with the pool's,
+// which spin when idle, and takes up to a fifth longer. More tasks need `pool`, which XLA takes away
+// when a handler returns.
 template <auto function>
 struct Handler {
   template <typename... Arguments>
-  ffi::Error operator()(ffi::ThreadPool pool, int64_t tasks, Arguments... arguments) const {
-    try {
+  ffi::Future operator()(ffi::ThreadPool pool, int64_t tasks, Arguments... arguments) const {
+    ffi::Promise promise;
+    ffi::Future future(promise);
+    const ffi::Error error = error_of([&] {
       check_range("the number of tasks", tasks, 1, kMostTasks);
-      function(pool, tasks, arguments...);
-      return ffi::Error::Success();
-    } catch (const std::invalid_argument& error) {
-      return ffi::Error::InvalidArgument(error.what());
-    } catch (const std::bad_alloc&) {
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fer_jax: out of memory");
-    } catch (const std::exception& error) {
-      return ffi::Error::Internal(error.what());
-    } catch (...) {
-      return ffi::Error::Internal("fer_jax: an unknown exception");
-    }
+      const auto work = function(pool, tasks, arguments...);
+      if (tasks == 1)
+        pool.Schedule([promise, work]() mutable { settle(promise, error_of(work)); });
+      else {
+        work();
+        promise.SetAvailable();
+      }
+    });
+    if (error.failure()) promise.SetError(error);
+    return future;
   }
 };
 

@@ -1,0 +1,113 @@
+"""What accuracy costs: parameters, operations and training time of every network with a record."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fer_jax.report import markdown, records, tables
+from fer_jax.report.figures import NARROW, Drawing
+from fer_jax.report.records import MISSING, NOT_MEASURED, Record, Runs
+from fer_jax.runs.plots import BLUE, ORANGE, create_figure
+
+
+class Row(NamedTuple):
+    """A network: of its mean over seeds."""
+
+    title: str
+    test: float
+    cells: list[str]  # of the table, without number and title
+    parameters: int
+    flops: int  # an image
+    core_minutes: float | None  # of training; None if it was not trained here
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was trained here."""
+        return self.core_minutes is not None
+
+
+def rows(runs: Runs, imported: Sequence[Record] = ()) -> list[Row]:
+    """Returns the networks that were trained to the end, and published weights, best on test first.
+
+    Nothing is chosen by that order; the report's choices are made on valid.
+    """
+    found = [_trained(name, row) for name, row in tables.main_rows(runs).items()]
+    return sorted([*found, *map(_published, imported)], key=lambda row: -row.test)
+
+
+def _trained(name: str, row: list[Record]) -> Row:
+    networks = len(row[0].get("members", [0]))
+    parameters, flops = tables.size(name)
+    cells = [
+        records.over_seeds(row, "test", "accuracy"),
+        records.spread([found["views"]["metrics"]["test"]["accuracy"] for found in row])
+        if all("test" in found.get("views", {}).get("metrics", {}) for found in row)
+        else MISSING,
+        *tables.size_cells(name, networks),
+        records.training_time(row),
+        str(len(row)),
+    ]
+    test = float(np.mean([found["metrics"]["test"]["accuracy"] for found in row]))
+    minutes = records.core_minutes(row)
+    return Row(tables.title(name), test, cells, networks * parameters, networks * flops, minutes)
+
+
+def _published(found: Record) -> Row:
+    name, test = found["experiment"], found["metrics"]["test"]["accuracy"]
+    title = f"{tables.title(name)}, published weights (chosen on {found['chosen_on']})"
+    cells = [f"{test:.3f}", MISSING, *tables.size_cells(name), MISSING, MISSING]
+    return Row(title, test, cells, *tables.size(name), None)
+
+
+def table(runs: Runs, imported: Sequence[Record] = ()) -> str:
+    """Returns :func:`rows` as Markdown; the numbers stand for the networks in the figure."""
+    header = ("Network", "", "test", "test, views averaged", "Parameters", "MFLOP an image")
+    header += ("Training", "Seeds")
+    found = rows(runs, imported)
+    if not found:
+        return f"{NOT_MEASURED.capitalize()}."
+    cells = [[row.title, number, *row.cells] for number, row in enumerate(found, 1)]
+    return markdown.table(header, cells)
+
+
+def figure(runs: Runs, imported: Sequence[Record] = ()) -> Drawing:
+    """Test accuracy against operations an image and against core minutes of training."""
+    found = rows(runs, imported)
+    data = [
+        {
+            "title": row.title,
+            "test": round(row.test, 4),
+            "flops": row.flops,
+            "core_minutes": row.core_minutes and round(row.core_minutes, 1),
+        }
+        for row in found
+    ]
+    alt = (
+        "Test accuracy against operations an image and against core minutes of training: "
+        + "; ".join(f"{i} {row.title} {row.test:.3f}" for i, row in enumerate(found, 1))
+        + "."
+    )
+    return Drawing("cost", alt, data, draw)
+
+
+def draw(data: list[dict[str, Any]], narrow: bool = False):
+    """Draws :func:`figure`; a network's number is its place in the table."""
+    drawn = create_figure(NARROW, 7.0) if narrow else create_figure(7.6, 3.9)
+    panels = drawn.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
+    names = {"flops": "FLOPs an image", "core_minutes": "core minutes of training"}
+    for axes, (field, name) in zip(panels, names.items(), strict=True):
+        for number, row in enumerate(data, 1):
+            if row[field] is None:
+                continue
+            color, marker = (ORANGE, "s") if row["core_minutes"] is None else (BLUE, "o")
+            axes.plot(row[field], row["test"], color=color, marker=marker, markersize=5)
+            axes.annotate(
+                str(number), (row[field], row["test"]), xytext=(4, 3), textcoords="offset points",
+                fontsize=8,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy")
+    return drawn
