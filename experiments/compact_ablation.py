@@ -35,13 +35,21 @@ def get_study():
                 "random": {"augment.alternate_flip": False, "augment.flip": True},
                 "none": {"augment.alternate_flip": False},
             },
-            "geometry": {
-                "shift+rotate+zoom": {},
-                "none": {"augment.shift": 0.0, "augment.rotate": 0.0, "augment.zoom": 0.0},
-                "shift+rotate+crop": {"augment.zoom": 0.0, "augment.crop": 0.3},
+            "augmentation": {
+                "light": {},
+                "no_geometry": {"augment.shift": 0.0, "augment.rotate": 0.0, "augment.zoom": 0.0},
+                "crop": {"augment.zoom": 0.0, "augment.crop": 0.3},
+                "no_tone": {"augment.brightness": 0.0, "augment.contrast": 0.0},
+                "no_erasing": {"augment.erase": 0.0},
+                "strong": {  # as in `experiments/record.py`
+                    "augment.shift": 0.2,
+                    "augment.zoom": 0.0,
+                    "augment.crop": 0.2,
+                    "augment.brightness": 0.5,
+                    "augment.contrast": 0.5,
+                    "augment.erase": 0.5,
+                },
             },
-            "tone": {"on": {}, "off": {"augment.brightness": 0.0, "augment.contrast": 0.0}},
-            "augment.erase": (0.3, 0.0),
             "mixing": {
                 "none": {},
                 "mixup": {"train.mixup": 0.2},

@@ -38,6 +38,8 @@ def test_a_dry_run_measures_trains_and_packs_every_part(faces_dir, tmp_path, cle
         | {
             "OUT": str(tmp_path / "out"),
             "DRY_RUN": "1",
+            "JOBS": "2",
+            "PARTS": "speed bfloat16 scaling accuracy strong distilled related record",
             "PYTHON": f"{sys.executable} tests/dry_launch.py",
             "TFDS_DATA_DIR": str(faces_dir),
             "JAX_PLATFORMS": "cpu",
@@ -56,15 +58,24 @@ def test_a_dry_run_measures_trains_and_packs_every_part(faces_dir, tmp_path, cle
     measured = [record for name, record in records.items() if name.startswith("benchmark_")]
     entries = {name for record in measured for name in record["entries"]}
     assert entries == {
-        f"{name}{dtype}" for name in ("arch02_bs96", "arch02_bs32") for dtype in ("", "_bfloat16")
+        f"{name}{dtype}"
+        for name in ("arch02_bs96", "arch02_bs32", "compact")
+        for dtype in ("", "_bfloat16")
     }
     trained = {name for name in records if not name.startswith("benchmark_")}
     assert trained == {
         "arch02_bs96_seed0.json",
         "arch02_bs96_bfloat16_seed0.json",
         "arch02_bs96_100_epochs_seed0.json",
+        "compact_seed0.json",
+        "arch03_strong_seed0.json",
+        "compact_distilled_seed0.json",
+        "compact_ensemble_seed0.json",
         "mini_xception_seed0.json",
+        "record_seed0.json",
+        "record_ensemble_seed0.json",
     }
     for name in trained:
-        assert records[name]["epochs_run"] == 1
+        assert records[name].get("epochs_run", 1) == 1
         assert name.removesuffix("_seed0.json") in run.stdout
+    assert records["compact_distilled_seed0.json"]["teachers"][0]["experiment"] == "compact"

@@ -35,7 +35,9 @@ NOT_MEASURED = "not measured yet"
 _UNKNOWN = "-"
 
 
-def run(config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int = 3) -> None:
+def run(
+    config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int = 3, cpu: bool = True
+) -> None:
     """Measures an experiment on every kind of device here and prints the table.
 
     Args:
@@ -43,15 +45,15 @@ def run(config: Config, folder: Path, merge: Sequence[Path] = (), repeats: int =
       folder: where records are kept, such as `RESULTS`.
       merge: records made on other machines, to be added to those in `folder`.
       repeats: seeds for each device, each in a process of its own; 0 measures nothing.
+      cpu: measure it too where there is an accelerator.
 
     Raises:
       BenchmarkError: if a process fails, or a record to be merged is none.
     """
     merged = [_read(path) for path in merge]
-    platforms = ["cpu"]
     if repeats:
         found = _ask({}, os.environ)["platform"]
-        platforms += [found] if found != "cpu" else []
+        platforms = ["cpu"] * (cpu or found == "cpu") + [found] * (found != "cpu")
         if found == "cpu":
             print(
                 "No accelerator here: the CPU alone is measured. A record made elsewhere can be "

@@ -11,6 +11,9 @@ _MERGE = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer(
     "repeats", 3, "Of --mode=benchmark: seeds on each device; 0 only shows and merges.", 0
 )
+_CPU = flags.DEFINE_boolean(
+    "cpu", True, "Of --mode=benchmark: measure the CPU too where there is an accelerator."
+)
 
 
 def run(config: Any, workdir: Path | None) -> None:
@@ -22,4 +25,4 @@ def run(config: Any, workdir: Path | None) -> None:
     devices.setup()
     validate(config)
     merge = [Path(path).expanduser() for path in _MERGE.value]
-    table.run(config, workdir or table.RESULTS, merge, _REPEATS.value)
+    table.run(config, workdir or table.RESULTS, merge, _REPEATS.value, _CPU.value)
