@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+# `nohup` has it ignored, and what a test starts would ignore it too.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Many tests build the same programs: each is compiled once.
 _CACHE = tempfile.TemporaryDirectory(prefix="fer_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
