@@ -54,6 +54,7 @@ measure() { # NAME FILE FLAGS...: an entry NAME in the benchmark records
   local name=$1 file=$2
   shift 2
   [ -s "$results/$name.measured" ] && return
+  [ -n "$DRY_RUN" ] && set -- --config.train.batch_size=32 "$@"
   launch "benchmark_$name" --config="experiments/$file.py" --config.experiment="$name" \
     --mode=benchmark --nocpu --repeats="$REPEATS" --workdir="$results" "$@" &&
     date >"$results/$name.measured"

@@ -226,6 +226,17 @@ def test_a_plain_network_keeps_the_contract(monkeypatch):
     assert _model("plain", 5, BATCH_AXIS) == _Network(5, BATCH_AXIS)
 
 
+def test_bfloat16_is_near_float32_in_a_program_of_its_own():
+    images = jnp.asarray(np.random.default_rng(0).random((2, *IMAGE_SHAPE), np.float32))
+    half, single = (_model("compact", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    variables = jax.jit(functools.partial(single.init, train=False))(jax.random.key(0), images)
+    outputs = [
+        jax.jit(functools.partial(model.apply, train=False))(variables, images)
+        for model in (half, single)
+    ]
+    np.testing.assert_allclose(*outputs, atol=0.1)  # logits of about 1, to two or three digits
+
+
 def test_fields_that_a_network_does_not_have_are_refused():
     with pytest.raises(ConfigError, match=r"width is only for .*`compact`; `arch02` has no such"):
         _model("arch02", width=32)

@@ -226,7 +226,15 @@ class GlobalAvgPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pools `x`."""
-        return x.mean(axis=(1, 2))
+        return _mean(x)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """Means over height and width: `[batch, height, width, channels]` to `[batch, channels]`."""
+    if x.dtype == jnp.bfloat16:
+        # XLA 0.12 on a CPU makes one program of convolutions and this sum, which returns NaN.
+        x = lax.optimization_barrier(x)
+    return x.mean(axis=(1, 2))
 
 
 class BlurPool(nn.Module):
@@ -266,9 +274,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, height, width, channels]` to an array of the same shape."""
         channels = x.shape[-1]
-        weights = Dense(channels // self.reduction, dtype=self.dtype, name="squeeze")(
-            x.mean(axis=(1, 2))
-        )
+        weights = Dense(channels // self.reduction, dtype=self.dtype, name="squeeze")(_mean(x))
         weights = Dense(channels, dtype=self.dtype, name="excite")(nn.relu(weights))
         return x * nn.sigmoid(weights)[:, None, None]
 

@@ -145,7 +145,7 @@ def related_curves(runs: Runs) -> Drawing:
     shown = {
         tables.title(name): curves(row)
         for name, row in tables.main_rows(runs).items()
-        if name not in PAPER and row[0]["epochs_run"] > 1
+        if name not in PAPER and len(row[0]["history"]) > 1
     }
     alt = f"Accuracy by epoch, running training and valid, a panel each: {', '.join(shown)}."
     return Drawing("learning_curves_related", alt, shown, draw_related_curves)
