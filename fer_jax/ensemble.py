@@ -132,8 +132,24 @@ def decode(packed: dict[str, Any], labels: np.ndarray) -> np.ndarray:
     Raises:
       RecordError: if the record has other labels.
     """
+    probabilities = np.maximum(np.asarray(read_probabilities(packed, labels), np.float64), _LEAST)
+    return np.log(probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def read_probabilities(
+    packed: dict[str, Any], labels: np.ndarray, whose: str = "predictions"
+) -> np.ndarray:
+    """Returns probabilities `[n, classes]` float32 as a record holds them for a split.
+
+    Args:
+      packed: of the record.
+      labels: `[n]`, of the data set's split.
+      whose: names the predictions, for messages.
+
+    Raises:
+      RecordError: if the record has other labels.
+    """
     known, probabilities = record.decode_predictions(packed)
     if not np.array_equal(known, labels):
-        raise RecordError("predictions are for other images than this data set's")
-    probabilities = np.maximum(np.asarray(probabilities, np.float64), _LEAST)
-    return np.log(probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+        raise RecordError(f"{whose} are for other images than this data set's")
+    return probabilities

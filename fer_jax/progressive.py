@@ -4,6 +4,7 @@ You et al. 2015 train a network, drop the training images that it is unsure of, 
 the rest. Here, with seven classes, an image is dropped if the likeliest class is not its label.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,33 @@ import numpy as np
 from fer_jax.data.dataset import Split
 from fer_jax.data.select import take
 from fer_jax.errors import CheckpointError
+from fer_jax.labels import CLASSES
 from fer_jax.runs import checkpoint, workdir
 
 
-def best_variables(folder: Path, field: str) -> dict[str, Any]:
+def best_variables(folder: Path, field: str, classes: Sequence[str]) -> dict[str, Any]:
     """Returns the best variables of a finished run, as host arrays.
 
     Args:
       folder: the run's, with its `results.json`.
       field: that names it, for messages.
+      classes: names of the classes that it must tell apart, in order.
 
     Raises:
-      CheckpointError: if the run is not finished, or its best checkpoint cannot be read.
+      CheckpointError: if the run is not finished, its classes are others, or its best checkpoint
+        cannot be read.
     """
-    found = workdir.read_json(folder / "results.json")
+    found: Any = workdir.read_json(folder / "results.json")
     try:
-        step = found["history"][found["best_epoch"] - 1]["step"]  # pyright: ignore
-    except (KeyError, IndexError, TypeError):
+        step = found["history"][found["best_epoch"] - 1]["step"]
+        known = found["dataset"].get("classes", CLASSES)  # older records are all of these
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise CheckpointError(f"{field}: {folder} holds no finished run; train it first") from None
+    if list(known) != list(classes):
+        raise CheckpointError(
+            f"{field}: {folder} tells apart {', '.join(known)}; the classes here are "
+            f"{', '.join(classes)}"
+        )
     return checkpoint.load_variables(folder, step)
 
 

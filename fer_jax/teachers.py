@@ -21,12 +21,12 @@ from fer_jax import progressive
 from fer_jax.config import Config, fill_defaults, get_config
 from fer_jax.data import select
 from fer_jax.data.dataset import Dataset
-from fer_jax.ensemble import read_member
+from fer_jax.ensemble import read_member, read_probabilities
 from fer_jax.errors import RecordError, TrainingError
 from fer_jax.machine import devices
 from fer_jax.models import create_model
 from fer_jax.predict import make_predict
-from fer_jax.runs import record, workdir
+from fer_jax.runs import workdir
 
 log = logging.getLogger("fer_jax")
 
@@ -163,12 +163,10 @@ def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 def _train_predictions(path: Path, found: dict[str, Any], dataset: Dataset) -> np.ndarray:
     """Returns a teacher's probabilities `[n, classes]` float32 on the whole train split."""
-    labels = dataset.splits["train"].labels
+    train = dataset.splits["train"]
     if "train" in found["predictions"]:
-        known, probabilities = record.decode_predictions(found["predictions"]["train"])
-        if not np.array_equal(known, labels):
-            raise RecordError(f"config.train.teachers: {path} has other images in train")
-        return probabilities
+        whose = f"config.train.teachers: predictions of {path} for train"
+        return read_probabilities(found["predictions"]["train"], train.labels, whose)
     if not path.is_dir():
         raise RecordError(
             f"config.train.teachers: {path} has no predictions on train; name the run's folder, "
@@ -177,8 +175,8 @@ def _train_predictions(path: Path, found: dict[str, Any], dataset: Dataset) -> n
     config = get_config()
     config.model.update({n: v for n, v in found["config"]["model"].items() if n in config.model})
     model = create_model(config.model, len(dataset.classes))
-    variables = progressive.best_variables(path, "config.train.teachers")
+    variables = progressive.best_variables(path, "config.train.teachers", dataset.classes)
     mesh = devices.create_mesh(0, config.eval.batch_size)
     predict = make_predict(model, mesh, config.eval.batch_size)
     placed = devices.put(variables, devices.replicated(mesh))
-    return np.exp(predict(placed, dataset.splits["train"].images))
+    return np.exp(predict(placed, train.images))

@@ -57,7 +57,7 @@ def train_and_evaluate(
       TrainingError: if the folder holds another run, or the loss is not finite.
       WorkdirError: if the folder cannot be used.
       CheckpointError: if a checkpoint cannot be written or read.
-      Interrupted: after SIGINT or SIGTERM, with the state saved.
+      Interrupted: after a signal of `fer_jax.runs.stop.SIGNALS`, with the state saved.
     """
     validate(config)
     with evaluate.locked(workdir), StopRequest() as stop:
@@ -152,7 +152,9 @@ def _build(
         train = select.take(train, select.chosen(train, config))
     if config.train.start_from is not None:
         folder = Path(config.train.start_from).expanduser()
-        start = distributed.on_first(progressive.best_variables)(folder, "config.train.start_from")
+        start = distributed.on_first(progressive.best_variables)(
+            folder, "config.train.start_from", dataset.classes
+        )
         checkpoint.check_variables(start, model, folder)
         if config.train.drop_disagreeing:
             placed = devices.put(start, devices.replicated(mesh))

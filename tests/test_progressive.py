@@ -89,6 +89,14 @@ def test_a_run_that_is_not_finished_is_no_start(config, tmp_path):
     assert workdir.read_json(tmp_path / "second" / "results.json") is None
 
 
+def test_a_run_with_other_classes_is_no_start(config, first, dataset):
+    classes = list(dataset.classes)
+    with pytest.raises(CheckpointError, match=r"first tells apart Anger, .*; the classes here"):
+        progressive.best_variables(first[0], "config.train.start_from", classes[::-1])
+    with pytest.raises(CheckpointError, match=r"the classes here are Anger, Disgust$"):
+        progressive.best_variables(first[0], "config.train.start_from", classes[:2])
+
+
 def test_dropping_needs_a_run_to_start_from(config):
     config.train.drop_disagreeing = True
     with pytest.raises(ValueError, match=r"needs config\.train\.start_from"):
