@@ -82,7 +82,7 @@ def get_config() -> Config:
     config.train.cutmix = 0.0  # alpha, likewise; with both, each pair of images takes one
     config.train.ema_decay = 0.0  # of averaged weights, which are then what is evaluated; 0: off
     config.train.sam_radius = 0.0  # of sharpness-aware minimisation, two passes a step; 0: off
-    config.train.class_weights = "none"  # one of CLASS_WEIGHTS; balanced: n / (7 * class count)
+    config.train.class_weights = "none"  # one of CLASS_WEIGHTS; balanced: n / (classes * count)
     config.train.devices = 0  # devices to shard the batch over; 0: all that divide it and help
     config.train.eval_on_train = False  # dropout-free training metrics each epoch, not just at last
 

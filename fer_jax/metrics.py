@@ -16,9 +16,9 @@ def compute(
 ) -> dict[str, Any]:
     """Measures predictions.
 
-    * `loss`: mean cross-entropy in nats, the study's equation (4).
+    * `loss`: mean cross-entropy in nats, the paper's equation (4).
     * `accuracy`: share of images whose likeliest class is the true one (top-1).
-    * `one_vs_rest_accuracy`: the study's equation (3), (TP + TN) / all, taken per class and
+    * `one_vs_rest_accuracy`: the paper's equation (3), (TP + TN) / all, taken per class and
       averaged over the classes. With seven it equals 1 - 2 (1 - accuracy) / 7 and is no substitute
       for top-1 accuracy.
     * `macro_f1`: mean over classes of 2 TP / (2 TP + FP + FN); a class that neither occurs nor is

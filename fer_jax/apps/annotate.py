@@ -1,4 +1,4 @@
-"""Draws what was found into a picture: box, label, and seven bars as in the study's figures."""
+"""Draws what was found into a picture: box, label, and seven bars as in the paper's figures."""
 
 from collections.abc import Sequence
 

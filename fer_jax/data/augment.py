@@ -50,8 +50,8 @@ def augment(
 
     if flips is not None:
         images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
-    names = ("flip", "shift", "rotate", "zoom", "crop", "brightness", "contrast", "erase")
-    if not any(config[name] for name in names):
+    # What `alternate_flip` asks for has been done by `flips`.
+    if not any(value for name, value in config.items() if name != "alternate_flip"):
         return images
     return jax.vmap(augment_one)(keys, images)
 

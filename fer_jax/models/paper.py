@@ -1,4 +1,4 @@
-"""The study's three networks, and the family that its factor study varies.
+"""The paper's three networks, and the family that the factor study varies.
 
 Every convolution has VALID padding and is followed by a ReLU; every network takes images
 `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.

@@ -1,4 +1,4 @@
-"""Small networks of the study's related work: Gudi's, Fathallah's, the PCNN and the fully-CNN.
+"""Small networks of the paper's related work: Gudi's, Fathallah's, the PCNN and the fully-CNN.
 
 The large stock ones are in `alexnet`, `googlenet`, `resnet` and `xception`. Every network takes
 images `[batch, 48, 48, 1]` float in [0, 1] and returns logits `[batch, num_classes]` float32.
