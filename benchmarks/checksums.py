@@ -1,8 +1,11 @@
 """Measures the CPU seconds that checking hashes takes of a start; prints JSON.
 
-uv run python benchmarks/checksums.py     with FER2013 prepared in the default data folder
+    uv run python benchmarks/checksums.py --output=results/reliability.json
+
+FER2013 must be prepared in the default data folder.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -44,6 +47,19 @@ print({"start": start_s, "arrays": cpu_s(lambda: [arrays._checksum(a) for a in f
 
 def main() -> None:
     """Does what the module says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="the record that the numbers go into")
+    options = parser.parse_args()
+    found = measure()
+    print(json.dumps(found))
+    if options.output:
+        from fer_jax.report import reliability
+
+        reliability.add(options.output, {"cpu_s": found})
+
+
+def measure() -> dict[str, float]:
+    """Returns the seconds of a start and of each kind of check in it, and the checks' share."""
     import ast
 
     from fer_jax.machine import environment
@@ -60,7 +76,7 @@ def main() -> None:
         found["library"] = time.process_time() - begun
     checks = sum(value for name, value in found.items() if name != "start")
     found = {name: round(value, 4) for name, value in found.items()}
-    print(json.dumps(found | {"share": round(checks / found["start"], 4)}))
+    return found | {"share": round(checks / found["start"], 4)}
 
 
 if __name__ == "__main__":

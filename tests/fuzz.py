@@ -1,6 +1,6 @@
 """Damages single bytes and bits of every kind of file that a run reads, and reads it again.
 
-python tests/fuzz.py --count=2000 --output=results/reliability.json
+uv run python tests/fuzz.py --count=2000 --output=results/reliability.json
 
 Of each damage one of four things comes: it is noticed (an expected error, or a warning), it is
 harmless (what is read is the same), or it is wrong: another number without a word, or an error that
@@ -45,6 +45,7 @@ from fer_jax import models, seal, teachers  # noqa: E402
 from fer_jax.data import arrays, sources  # noqa: E402
 from fer_jax.errors import FerError  # noqa: E402
 from fer_jax.ops import build  # noqa: E402
+from fer_jax.report import reliability  # noqa: E402
 from fer_jax.runs import checkpoint, openings, record  # noqa: E402
 from fer_jax.runs import workdir as wd  # noqa: E402
 from fer_jax.state import create_state  # noqa: E402
@@ -393,32 +394,13 @@ def _came(kind: Kind, folder: Path, expected: str) -> tuple[str, str]:
     return ("harmless", "") if found == expected else ("wrong", "another result")
 
 
-def words(found: dict[str, Any]) -> str:
-    """Returns what docs/reliability.md says of results/reliability.json."""
-    names = ("damages", "noticed", "harmless", "undetectable", "wrong")
-    rows = dict(found["damages"])
-    rows["all"] = {name: sum(row[name] for row in rows.values()) for name in names}
-    lines = ["| Kind of file | Damages | Noticed | Harmless | Cannot be known | Wrong |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
-    lines += [f"| {kind} | {' | '.join(str(r[n]) for n in names)} |" for kind, r in rows.items()]
-    kills, cpu_s = found["kills"], found["cpu_s"]
-    return "\n".join(lines) + (
-        f"\n\nOf {kills['kills']} kills {kills['before_the_end']} came before the run's end, "
-        f"{kills['after_test_was_opened']} of them with test opened and no record yet; "
-        f"{kills['wrong']} ended otherwise than the run left alone.\n\n"
-        f"Checking hashes takes {cpu_s['share']:.1%} of a start's {cpu_s['start']:.1f} CPU seconds "
-        f"(FER2013's arrays {cpu_s['arrays'] * 1e3:.0f} ms, a checkpoint of Architecture 02 "
-        f"{cpu_s['checkpoint'] * 1e3:.0f} ms, the library {cpu_s['library'] * 1e3:.1f} ms).\n"
-    )
-
-
 def main() -> None:
     """Does what the module says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000, help="damages of all kinds together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", help="only the kinds whose names hold this")
-    parser.add_argument("--output", type=Path, help="a JSON file for the counts")
+    parser.add_argument("--output", type=Path, help="the record that the counts go into")
     options = parser.parse_args()
     logging.getLogger("fer_jax").propagate = False
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -432,7 +414,7 @@ def main() -> None:
         wrong += these
         print(f"{kind.name}: {rows[kind.name]}", *these, sep="\n  ", flush=True)
     if options.output:
-        wd.write_json(options.output, {"seed": options.seed, "damages": rows})
+        reliability.add(options.output, {"seed": options.seed, "damages": rows})
     sys.exit(1 if wrong else 0)
 
 

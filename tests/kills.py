@@ -1,6 +1,6 @@
 """Kills a run at random moments and checks that it ends as one that was left alone.
 
-python tests/kills.py --count=40
+uv run python tests/kills.py --count=40 --output=results/reliability.json
 
 Each time, a run on drawn faces is started, ended with SIGKILL (every fifth time with two Ctrl-C)
 after a random time, or at a random moment of its last seconds, between opening test and writing the
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=40, help="how many kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a JSON file for the counts")
+    parser.add_argument("--output", type=Path, help="the record that the counts go into")
     options = parser.parse_args()
     forked.preload()
     random_ = random.Random(options.seed)
@@ -113,7 +113,9 @@ def main() -> None:
         experiment = prepare(folder)
         counts = kill_and_compare(folder, experiment, options.count, random_)
     if options.output:
-        options.output.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+        from fer_jax.report import reliability
+
+        reliability.add(options.output, {"kills": counts})
     print(counts)
     if counts["wrong"]:
         sys.exit(1)

@@ -10,6 +10,7 @@ from helpers import ROOT
 
 from fer_jax import seal
 from fer_jax.errors import DataError, RecordError, WorkdirError
+from fer_jax.report import reliability
 from fer_jax.runs import openings, record, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -70,13 +71,20 @@ def test_a_changed_letter_in_what_test_gave_is_noticed(tmp_path):
 
 
 def test_the_page_says_what_the_record_says():
-    found = json.loads((ROOT / "results" / "reliability.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    block = page.split("<!-- damages:begin -->\n")[1].split("<!-- damages:end -->")[0]
-    assert block == fuzz.words(found)
+    text = reliability.PAGE.read_text(encoding="utf-8")
+    assert reliability.updated_page(text) == text, "run: uv run launch.py --mode=report"
+    found = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
     assert found["kills"]["wrong"] == 0
     assert all(row["wrong"] == 0 for row in found["damages"].values())
     assert found["cpu_s"]["share"] <= 0.02
+
+
+def test_each_program_keeps_its_part_of_the_record(tmp_path):
+    path = tmp_path / "reliability.json"
+    for part in ({"kills": {"kills": 1}}, {"cpu_s": {"start": 4.5}}, {"kills": {"kills": 2}}):
+        reliability.add(path, part)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found == {"kills": {"kills": 2}, "cpu_s": {"start": 4.5}}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""Make README's tables and docs/reproduction.* from the records in results.
+"""Make the tables and figures in README.md, docs/reproduction.md and docs/reliability.md from the
+records in results, and the page as out/reproduction.html.
 
-With --config.data.source the same page with the data set's pictures, in out/reproduction.
+With --config.data.source instead the page with the data set's pictures, in out/reproduction.
 """
 
 import logging
@@ -22,7 +23,8 @@ def run(config: Any, workdir: Path | None) -> None:
     from fer_jax.report import page
 
     page.write_docs()
-    log.info("%s and README.md are up to date", page.DOCS / "reproduction.md")
+    pages = (page.README, page.PAGE, page.reliability.PAGE)
+    log.info("%s, %s and %s are up to date", *pages)
 
 
 def write_illustrated(data: Any, folder: Path) -> None:

@@ -6,4 +6,5 @@
 * `markdown`: tables, and the blocks of a document.
 * `tables`, `figures`: what records say, as Markdown and as drawings.
 * `page`: docs/reproduction.md and README.md.
+* `reliability`: docs/reliability.md.
 """

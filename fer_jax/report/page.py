@@ -1,6 +1,6 @@
 """docs/reproduction.md and README.md: prose edited in place, and blocks made from records.
 
-A block of a document has a name, which :func:`page_blocks` or :func:`readme_blocks` map to the
+A block of these two has a name, which :func:`page_blocks` or :func:`readme_blocks` map to the
 function that makes it; see :mod:`fer_jax.report.markdown`.
 """
 
@@ -23,6 +23,7 @@ from fer_jax.report import (
     html,
     markdown,
     records,
+    reliability,
     tables,
     words,
 )
@@ -273,13 +274,16 @@ def write_figures(drawn: Mapping[str, Drawing], folder: Path) -> None:
 
 
 def write_docs(out: Path = OUT) -> None:
-    """Brings docs/reproduction.md, its figures and README.md up to date with the records.
+    """Brings README.md, docs/reproduction.md with its figures, and docs/reliability.md up to date.
+
+    All come from the records, as does `results/factors.csv`.
 
     Args:
       out: where the same page goes as one HTML file, `reproduction.html`.
 
     Raises:
       DocumentError: if a document's blocks are not those that are made.
+      WorkdirError: if a document cannot be written, or the record of reliability is damaged.
       RecordError: if the factor study's records do not belong together.
     """
     sources = load()
@@ -289,6 +293,8 @@ def write_docs(out: Path = OUT) -> None:
     write_figures(drawn, DOCS / "figures")
     workdir.write_text(PAGE, text)
     workdir.write_text(README, readme)
+    safe = reliability.updated_page(reliability.PAGE.read_text(encoding="utf-8"))
+    workdir.write_text(reliability.PAGE, safe)
     if not sources.factors.empty:
         from fer_jax.study import table
 
