@@ -23,6 +23,7 @@ from fer_jax.report import (
     page,
     paper,
     records,
+    speed,
     statistics,
     tables,
     words,
@@ -381,6 +382,7 @@ def test_a_page_without_any_record_says_so():
     assert "1,485,831" in text  # the architectures need no record
     readme = page.updated_readme(page.README.read_text(encoding="utf-8"), sources)
     assert "The paper's networks: not measured yet." in readme
+    assert "<!-- speed:begin -->\nNot measured yet.\n" in readme
 
 
 def test_the_crossing_is_the_first_epoch_that_reaches_the_papers_accuracy():
@@ -539,6 +541,24 @@ def test_openings_of_test_are_counted():
     assert found.startswith("Test was opened 3 times in all, once for each of 3 records")
     ensemble = record(experiment="compact_ensemble", members=[{}, {}])
     assert "and 1 ensemble" in words.openings(runs | loaded(ensemble))
+    found = words.openings(runs, [1, 1, 0])
+    assert "opened 5 times in all, once for each of 3 records of runs, and 2 times for" in found
+
+
+def test_speeds_of_the_papers_networks_share_a_row():
+    cases = {
+        "arch01_bs96": {"fer_jax_xla": 2.0, "torch": 3.0},
+        "arch02_bs16": {"fer_jax_xla": 1.25, "torch": 3.0},
+        "compact_bs128": {"fer_jax_xla": 1.5, "torch_bf16": 0.5},
+    }
+    of = {
+        case: {"train": {"ratio": {peer: {"median": value} for peer, value in ratios.items()}}}
+        for case, ratios in cases.items()
+    }
+    assert speed.table([{"environment": {"device": CPU}, "cases": of}]).splitlines()[2:] == [
+        "| The paper's networks, a processor, 2 cores | 1.25 to 2.00 | - | 3.00 | - |",
+        "| `compact`, a processor, 2 cores | 1.50 | - | - | 0.50 |",
+    ]
 
 
 def test_mcnemar_by_hand():

@@ -6,5 +6,6 @@
 * `markdown`: tables, and the blocks of a document.
 * `tables`, `figures`: what records say, as Markdown and as drawings.
 * `page`: docs/reproduction.md and README.md.
+* `speed`: training beside other frameworks, for README.md.
 * `reliability`: docs/reliability.md.
 """

@@ -24,6 +24,7 @@ from fer_jax.report import (
     markdown,
     records,
     reliability,
+    speed,
     tables,
     words,
 )
@@ -52,6 +53,7 @@ class Sources(NamedTuple):
     faces: Faces
     factors: Any = None  # table of the factor study, a pandas frame
     imported: Sequence[Record] = ()  # of published weights
+    peers: Sequence[Record] = ()  # of training beside Keras and PyTorch
 
 
 def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
@@ -75,7 +77,8 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
     from fer_jax.study import table  # pandas takes a second to import
     from fer_jax.study.imported import read_all
 
-    return Sources(runs, found, Faces(names), table.load(FACTORS), read_all())
+    studied, imported = table.load(FACTORS), read_all()
+    return Sources(runs, found, Faces(names), studied, imported, speed.load())
 
 
 def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
@@ -151,7 +154,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "related": lambda: tables.related_table(runs, sources.imported),
         "table-2": lambda: words.table_2(runs, sources.imported),
         "cost": lambda: cost.table(runs, sources.imported),
-        "openings": lambda: words.openings(runs),
+        "openings": lambda: words.openings(runs, _studied(sources.factors)),
         "other-runs": lambda: tables.other_table(runs),
         "calibration": lambda: tables.calibration_table(runs),
         "mistakes": lambda: _mistakes(sources, drawn),
@@ -177,6 +180,7 @@ def readme_blocks(sources: Sources) -> Makers:
         "verdict": lambda: words.verdict(sources.runs),
         "paper": lambda: tables.paper_table(sources.runs),
         "cost": lambda: cost.table(sources.runs, sources.imported),
+        "speed": lambda: speed.table(sources.peers),
         "claims": lambda: factors.blocks(sources.factors)["claims"],
     }
 
@@ -191,6 +195,11 @@ _FIGURES = (
 
 def _later(make: Callable[..., Any], *arguments: Any) -> Callable[[], str]:
     return lambda: make(*arguments)
+
+
+def _studied(frame: Any) -> list[int]:
+    """Returns how often each run of the factor study opened test."""
+    return [] if frame is None or frame.empty else frame["test_evaluations"].tolist()
 
 
 def _image(drawn: Mapping[str, Drawing], name: str) -> str:

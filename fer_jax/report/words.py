@@ -76,7 +76,7 @@ def in_short(runs: Runs) -> str:
         f"**In short.** Of the paper's four networks {len(measured)} have a record here, and in "
         f"{passing} of these the *running training* accuracy reaches the paper's figure in the "
         "epochs run. On images that a network was not fitted on, valid accuracy is "
-        f"{best:.3f} at best over all epochs of all runs; the paper's lowest figure is "
+        f"{best:.3f} at best over all epochs of all their runs; the paper's lowest figure is "
         f"{least:.3g}. On test the networks reach {_range(tested)}."
     )
 
@@ -103,17 +103,23 @@ def table_2(runs: Runs, imported: Sequence[Record]) -> str:
     )
 
 
-def openings(runs: Runs) -> str:
-    """Says how often test was opened for what stands in the tables."""
+def openings(runs: Runs, studied: Sequence[int] = ()) -> str:
+    """Says how often test was opened for what stands in the tables.
+
+    Args:
+      runs: all there are; each opened test once.
+      studied: of each run of the factor study, how often it did.
+    """
     found = [one for row in runs.values() for one in row]
     members = sum("members" in one for one in found)
     trained = len(found) - members
     averaged = f" and {members} ensemble{'s' * (members > 1)}" if members else ""
+    study = f", and {sum(studied)} times for the {len(studied)} runs of the factor study"
     return (
-        f"Test was opened {sum(one['test_evaluations'] for one in found)} times in all, once for "
-        f"each of {trained} records of runs{averaged}; published weights are measured on it as "
-        "they are. Recipes, seeds and checkpoints are chosen on valid; runs of an ablation do not "
-        "open test."
+        f"Test was opened {len(found) + sum(studied)} times in all, once for each of {trained} "
+        f"records of runs{averaged}{study if studied else ''}; published weights are measured on "
+        "it as they are. Recipes, seeds and checkpoints are chosen on valid; the ablation of "
+        "Compact's recipe does not open test."
     )
 
 

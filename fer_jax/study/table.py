@@ -50,8 +50,8 @@ def load(folder: Path) -> Frame:
       `run` (the configuration's name), `seed`, one for each factor, accuracies and losses named
       `split/metric`, `epochs_run`, `best_epoch`, `train_s` (seconds of training by the clock),
       `train_cpu_s` (seconds of training summed over cores, which other work on the machine does
-      not lengthen), and what should be the same for all runs: device, data,
-      optimiser, learning rate, images of test.
+      not lengthen), and what should be the same for all runs: device, data, optimiser, learning
+      rate, images of test and how often it was opened.
 
     A record that is damaged is left out, and a line of the log says why.
 
@@ -100,6 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
             "optimizer": train["optimizer"],
             "rate": train["learning_rate"],
             "test_images": metrics.get("test", {}).get("count", 0),
+            "test_evaluations": found["test_evaluations"],
         }
     )
 
