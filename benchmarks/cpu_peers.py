@@ -355,7 +355,10 @@ def updated_document(text: str, folder: Path = RESULTS) -> str:
         device = found["environment"]["device"]
         features = ", ".join(device.get("cpu_features", ()))
         title = f"{device['kind']}, {device['cpu_cores']} cores" + f" ({features})" * bool(features)
-        parts.append(f"### {title}\n\n{format_tables(found, peers)}")
+        made = "With `--rounds={repeats} --compile_repeats={compile_repeats}`:".format(
+            **found["settings"]
+        )
+        parts.append(f"### {title}\n\n{made}\n\n{format_tables(found, peers)}")
     return markdown.replace_block(text, "peers", "\n" + "\n\n".join(parts) + "\n")
 
 

@@ -196,7 +196,7 @@ def _export(model: Any, variables: Any, metadata: dict[str, Any]) -> bytes:
         from fer_jax.apps import onnx
     except ImportError as error:
         raise _missing(error) from error
-    return onnx.export(model, variables, metadata, kernels="float16")  # half the transfer
+    return onnx.export(model, variables, metadata, kernels="float16")  # half the file
 
 
 def _detector() -> bytes:

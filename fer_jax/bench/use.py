@@ -36,12 +36,13 @@ def _predict(record: dict[str, Any]) -> str:
         [name, of["cores"], f"{of['ms']:.2f}", f"{of['per_s']:,.1f}"]
         for name, of in record["medians"].items()
     ]
+    rounds = len(record["rounds"])
     frame = record["medians"]["a frame of 640 pixels"]
     share = frame["per_s"] / frame["detector_per_s"]
     return (
         markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
-        + f"\n\n`{record['weights']}` on {_machine(record)}; medians over {len(record['rounds'])} "
-        f"rounds of fresh processes that take turns. The detector alone reaches "
+        + f"\n\n`{record['weights']}` on {_machine(record)}; medians over {rounds} rounds "
+        f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
         f"{frame['detector_per_s']:.1f} frames a second, of which {share:.0%} are left with the "
         "network behind it."
     )
@@ -55,13 +56,13 @@ def _web(record: dict[str, Any]) -> str:
         ["The face, from its cut to its probabilities, ms"]
         + [f"{way['face_ms']:.1f}" for way in ways],
     ]
-    chromium = ways[0]["loads"][0]["chromium"]
+    chromium, loads = ways[0]["loads"][0]["chromium"], len(ways[0]["loads"])
     return (
         markdown.table(("The page", "With threads", "One thread"), rows)
         + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {_machine(record)}; "
-        f"medians over {len(ways[0]['loads'])} loads of fresh browsers from a server on the same "
-        f"machine. What is loaded has {record['transfer_bytes'] / 1e6:.2f} MB, compressed with "
-        "Brotli."
+        f"medians over {loads} loads (`--loads={loads}`) of fresh browsers from a server on the "
+        f"same machine. What is loaded has {record['transfer_bytes'] / 1e6:.2f} MB, compressed "
+        "with Brotli."
     )
 
 
