@@ -789,7 +789,8 @@ def test_documents_are_made_whatever_the_locale(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("README.md", "launch.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    documents = [tmp_path / "README.md", tmp_path / "docs" / "reproduction.md"]
+    pages = ("README.md", "docs/reproduction.md", "docs/reliability.md")
+    documents = [tmp_path / name for name in pages]
     before = [path.read_bytes() for path in documents]
     run = subprocess.run(
         [sys.executable, "launch.py", "--mode=report"],
