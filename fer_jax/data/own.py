@@ -42,7 +42,7 @@ class Faces:
       path: the folder or archive.
       count: pictures.
       classes: if all of a folder's names are names of the seven emotions, those of them that are
-        there, in our order; else the names as they are, sorted.
+        there, in our order; else the names in lower case, sorted.
     """
 
     def __init__(self, path: str | os.PathLike):
