@@ -372,7 +372,22 @@ def test_core_minutes_are_shown_where_every_record_has_them():
     timed = {"train": 60.0, "train_cpu": 90.0}
     assert records.training_time([record(seconds=timed)]) == "1.5 core-min"
     assert records.training_time([record(seconds=timed), record(1)]) == "1.8 min"
-    assert records.training_time([record(seconds=timed, device=GPU)]) == "1.0 min"
+    assert records.training_time([record(seconds=timed, device=GPU)]) == "1.0 GPU-min"
+
+
+def test_what_training_costs_is_a_cpus_where_there_is_one():
+    timed = {"train": 60.0, "train_cpu": 90.0}
+    seeds = [record(seed, seconds=timed, device=GPU) for seed in range(2)]
+    there = cost.rows(loaded(*seeds))
+    assert ([row.cells[-2:] for row in there], there[0].core_minutes) == (
+        [["1.0 GPU-min", "2"]],
+        None,
+    )
+    both = cost.rows(loaded(*seeds, record(seconds=timed)))
+    assert ([row.cells[-2:] for row in both], both[0].core_minutes) == (
+        [["1.5 core-min", "2"]],
+        1.5,
+    )
 
 
 def test_a_page_without_any_record_says_so():

@@ -19,12 +19,8 @@ class Row(NamedTuple):
     cells: list[str]  # of the table, without number and title
     parameters: int
     flops: int  # an image
-    core_minutes: float | None  # of training; None if it was not trained here
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it was trained here."""
-        return self.core_minutes is not None
+    core_minutes: float | None  # of training; None if it was not trained on a CPU here
+    published: bool = False  # weights that others trained
 
 
 def rows(runs: Runs, imported: Sequence[Record] = ()) -> list[Row]:
@@ -32,11 +28,13 @@ def rows(runs: Runs, imported: Sequence[Record] = ()) -> list[Row]:
 
     Nothing is chosen by that order; the report's choices are made on valid.
     """
-    found = [_trained(name, row) for name, row in tables.main_rows(runs).items()]
+    found = [_trained(name, row, runs[name]) for name, row in tables.main_rows(runs).items()]
     return sorted([*found, *map(_published, imported)], key=lambda row: -row.test)
 
 
-def _trained(name: str, row: list[Record]) -> Row:
+def _trained(name: str, row: list[Record], everywhere: list[Record]) -> Row:
+    # Core minutes say the same on every machine; minutes on a GPU do not.
+    trained = [found for found in everywhere if found["device"]["platform"] == "cpu"] or row
     networks = len(row[0].get("members", [0]))
     parameters, flops = tables.size(name)
     cells = [
@@ -45,11 +43,11 @@ def _trained(name: str, row: list[Record]) -> Row:
         if all("test" in found.get("views", {}).get("metrics", {}) for found in row)
         else MISSING,
         *tables.size_cells(name, networks),
-        records.training_time(row),
+        records.training_time(trained),
         str(len(row)),
     ]
     test = float(np.mean([found["metrics"]["test"]["accuracy"] for found in row]))
-    minutes = records.core_minutes(row)
+    minutes = records.core_minutes(trained)
     return Row(tables.title(name), test, cells, networks * parameters, networks * flops, minutes)
 
 
@@ -57,7 +55,7 @@ def _published(found: Record) -> Row:
     name, test = found["experiment"], found["metrics"]["test"]["accuracy"]
     title = f"{tables.title(name)}, published weights (chosen on {found['chosen_on']})"
     cells = [f"{test:.3f}", MISSING, *tables.size_cells(name), MISSING, MISSING]
-    return Row(title, test, cells, *tables.size(name), None)
+    return Row(title, test, cells, *tables.size(name), None, published=True)
 
 
 def table(runs: Runs, imported: Sequence[Record] = ()) -> str:
@@ -80,6 +78,7 @@ def figure(runs: Runs, imported: Sequence[Record] = ()) -> Drawing:
             "test": round(row.test, 4),
             "flops": row.flops,
             "core_minutes": row.core_minutes and round(row.core_minutes, 1),
+            "published": row.published,
         }
         for row in found
     ]
@@ -100,7 +99,7 @@ def draw(data: list[dict[str, Any]], narrow: bool = False):
         for number, row in enumerate(data, 1):
             if row[field] is None:
                 continue
-            color, marker = (ORANGE, "s") if row["core_minutes"] is None else (BLUE, "o")
+            color, marker = (ORANGE, "s") if row["published"] else (BLUE, "o")
             axes.plot(row[field], row["test"], color=color, marker=marker, markersize=5)
             axes.annotate(
                 str(number), (row[field], row["test"]), xytext=(4, 3), textcoords="offset points",

@@ -141,15 +141,17 @@ def best_epochs(row: list[Record]) -> str:
 def training_time(row: list[Record]) -> str:
     """Returns the mean time of training: core minutes on a CPU if all records have them.
 
-    Wall time on a CPU also counts what else ran there; core minutes are the run's own. `MISSING`
-    for an ensemble.
+    Wall time also counts what else ran there, on a GPU too, where it is all there is; core minutes
+    are the run's own. `MISSING` for an ensemble.
     """
     if any("members" in found for found in row):
         return MISSING
     minutes = core_minutes(row)
     if minutes is not None:
         return f"{minutes:,.1f} core-min"
-    return f"{statistics.fmean(found['seconds']['train'] for found in row) / 60:,.1f} min"
+    minutes = statistics.fmean(found["seconds"]["train"] for found in row) / 60
+    on = "" if row[0]["device"]["platform"] == "cpu" else row[0]["device"]["platform"].upper() + "-"
+    return f"{minutes:,.1f} {on}min"
 
 
 def core_minutes(row: list[Record]) -> float | None:
