@@ -1,5 +1,6 @@
 """Images -> log-probabilities: the one way in which a trained network is asked."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,16 @@ from fer_jax.runs.clock import Clock
 from fer_jax.steps import is_scanned, to_float
 
 type Predict = Callable[[Any, np.ndarray | jax.Array], np.ndarray]
+
+
+def exact_products() -> contextlib.AbstractContextManager[None]:
+    """Has what is traced in it multiply float32 as float32.
+
+    By default a GPU rounds factors to TensorFloat-32 (10 bits), which is fine to train with. What a
+    network says of an image shall not depend on the machine: on 7,178 images of FER2013 rounding
+    moves probabilities by up to 0.004, and the class of one image in a thousand.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 def make_predict(
@@ -40,8 +51,11 @@ def make_predict(
     clock = clock or Clock()
     batch_size = -(-batch_size // mesh.size) * mesh.size
 
+    is_exact = mesh.devices.flat[0].platform == "cpu"
+
     def device_step(variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, to_float(images), train=False)
+        with contextlib.nullcontext() if is_exact else exact_products():
+            logits: Any = model.apply(variables, to_float(images), train=False)
         # Gathered, so that every process can read the results of all images.
         return lax.all_gather(jax.nn.log_softmax(logits), BATCH_AXIS, tiled=True)
 

@@ -9,7 +9,10 @@ import fer_jax
 from fer_jax import config as config_lib
 from fer_jax import train
 from fer_jax.apps import cli
+from fer_jax.data import arrays, prepare
 from fer_jax.errors import RecordError, TrainingError
+from fer_jax.runs import record
+from fer_jax.study import plan
 from fer_jax.weights import card, store
 from fer_jax.weights.pack import pack
 
@@ -82,3 +85,25 @@ def test_a_card_says_what_it_is_of(run, tmp_path):
     assert "search engine" in text
     found["dataset"]["name"] = "folder"
     assert "search engine" not in card.text("net", metadata)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "path", "differ", "atol"),
+    [
+        ("compact", "compact_seed0.json", 0, 1e-3),  # predictions in a record are float16
+        # Its record's are from a GPU, which rounded factors to TensorFloat-32.
+        ("arch03_strong", "nvidia_h100/arch03_strong_seed1.json", 4, 5e-3),
+    ],
+)
+def test_shipped_weights_say_of_test_what_their_record_says(name, path, differ, atol):
+    """Needs the prepared data set."""
+    folders = sorted((prepare.default_data_dir() / "fer2013").glob("*/1.*/arrays"))
+    if not folders:
+        pytest.skip("fer2013 is not prepared here")
+    images = arrays.open_arrays(folders[-1]).splits["test"].images
+    packed = record.read(plan.RUNS / path)["predictions"]["test"]
+    _, expected = record.decode_predictions(packed)
+    found = fer_jax.load(name).predict(np.asarray(images)[..., 0])
+    np.testing.assert_allclose(found, expected, atol=atol)
+    assert np.sum(found.argmax(axis=1) != expected.argmax(axis=1)) <= differ

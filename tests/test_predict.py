@@ -67,3 +67,12 @@ def test_the_first_call_is_compilation(model, variables, dataset):
     run(variables, images)
     assert clock.seconds()["compile"] == compiled
     assert clock.seconds()["evaluate"] > 0
+
+
+def test_products_are_exact_where_a_gpu_would_round_them(model, variables):
+    images = np.zeros((2, 48, 48, 1), np.float32)
+    with predict.exact_products():
+        traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    products = [line for line in str(traced).splitlines() if "precision=" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)
