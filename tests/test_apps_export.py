@@ -25,7 +25,7 @@ from fer_jax.models import MODELS, create_model, summary
 from fer_jax.predict import make_predict
 from fer_jax.weights import store
 
-FAST = ("arch03", "pcnn", "mini_xception", "compact", "tiny")
+FAST = ("arch03", "pcnn", "tiny")
 NETWORKS = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MODELS]
 # Sums with shortcuts grow from block to block: variance of kernels times their inputs.
 GAINS = dict.fromkeys(("mini_xception", "resnet18", "resnet50", "xception"), 1.0)
@@ -109,6 +109,7 @@ def test_every_network_gives_in_onnx_runtime_what_it_gives_in_jax(name):
     np.testing.assert_allclose(probabilities, np.exp(ours), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arch03", "compact"])
 def test_an_image_gives_the_same_whatever_else_is_in_the_batch(name):
     model = _model(name)
@@ -123,6 +124,7 @@ def test_an_image_gives_the_same_whatever_else_is_in_the_batch(name):
         np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_that_compact_can_be_made_of_is_translated():
     model = _model("compact", **COMPACT)
     variables, images = _variables(model), _images(100)
@@ -130,6 +132,7 @@ def test_all_that_compact_can_be_made_of_is_translated():
     _assert_same(_predict(model, variables, images), _run(session, images)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arch02", "compact"])
 def test_kernels_as_int8_are_a_quarter_of_the_size_and_nearly_the_same(name):
     model = _model(name)
@@ -316,6 +319,7 @@ assert "fer_jax" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_stablehlo_gives_in_another_process_what_the_network_gives(tmp_path):
     model = _model("arch03")
     variables, images = _variables(model), _images(20)

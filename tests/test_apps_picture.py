@@ -143,6 +143,7 @@ def test_float_pixels_are_refused(tmp_path):
     assert "floating-point" in _refusal(path)
 
 
+@pytest.mark.slow
 def test_fifty_megapixels_and_one_pixel(tmp_path):
     large = Image.new("RGB", (10000, 5000), "navy")
     assert picture.decode(save(large, tmp_path / "a.png")).shape == (5000, 10000, 3)

@@ -33,6 +33,7 @@ def test_the_package_offers_what_is_documented():
         fer_jax.no_such_name  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 3 * BATCH + 5])
 def test_crops_give_exactly_what_make_predict_gives(count):
     images = crops(count)
@@ -173,6 +174,7 @@ def test_a_keras_file_is_known_by_its_layers(tmp_path, name):
     assert of.predict(crops(2)).shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_a_runs_folder_gives_its_best_checkpoint(config, dataset, tmp_path, standard_promotion):
     folder = tmp_path / "tiny_run"
     record = train.train_and_evaluate(config, folder)

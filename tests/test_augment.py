@@ -46,6 +46,7 @@ affine = jax.jit(aug.affine)
 erase_masks = jax.jit(jax.vmap(lambda key: aug.erase_mask(key, SIDE, SIDE)))
 
 
+@pytest.mark.slow
 @given(seed=seeds)
 @properties
 def test_everything_at_once_keeps_shape_dtype_and_range_and_follows_the_keys(seed):
@@ -60,6 +61,7 @@ def test_everything_at_once_keeps_shape_dtype_and_range_and_follows_the_keys(see
     assert not jnp.array_equal(out, augment_all(random_keys(seed + 1), images))
 
 
+@pytest.mark.slow
 @given(order=st.permutations(range(8)))
 @properties
 def test_an_example_depends_on_its_own_key_alone(order):

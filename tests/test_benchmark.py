@@ -168,6 +168,7 @@ def test_the_document_shows_the_committed_records():
     assert benchmark.updated_docs(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [False, True])
 @pytest.mark.usefixtures("standard_promotion")
 def test_training_is_measured_step_by_step_or_by_the_epoch(config, scanned, monkeypatch):

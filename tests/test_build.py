@@ -129,6 +129,7 @@ exit 1
     assert (tmp_path / "calls").read_text() == "-pipe|-O1\n"
 
 
+@pytest.mark.slow
 @needs_library
 def test_what_was_not_used_for_long_goes_when_another_is_made(compiler, folder):
     old, scratch, fresh, other = (
@@ -311,6 +312,7 @@ def test_what_a_compiler_says_is_told_in_one_line(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_library_that_ends_the_process_is_not_kept(folder, tmp_path, monkeypatch):
     source = tmp_path / "trap.cc"
@@ -340,6 +342,7 @@ def compiler_or_skip(name):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILERS)
 def test_the_source_has_no_warnings(name, tmp_path):
     flags = [flag for flag in build.FLAGS if flag != "-shared"]  # Clang: unused without linking

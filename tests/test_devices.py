@@ -46,6 +46,7 @@ def test_a_gpu_without_the_extra_is_said_in_a_line(monkeypatch, caplog, gpu, ext
     assert all("uv run --extra cuda12 launch.py" in message for message in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [{}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}])
 def test_gpu_memory_is_taken_as_needed_unless_the_user_says_otherwise(chosen, tmp_path):
     code = (

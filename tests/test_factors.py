@@ -105,6 +105,7 @@ def test_only_layers_and_dropout_were_crossed(tmp_path, cells):
     assert crossed(table(tmp_path, cells)) == [(("conv_layers", 2, 4), ("dropout", 0.0, 0.5))]
 
 
+@pytest.mark.slow
 def test_the_whole_study_tells_the_interaction_of_each_pair(tmp_path):
     cells = design.cells(design.load_study(ROOT / "experiments" / "factors_full.py"))
     frame = table(tmp_path, cells)

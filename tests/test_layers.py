@@ -83,6 +83,7 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics():
     np.testing.assert_allclose(y, [[2 / np.sqrt(4.001), 1 / np.sqrt(0.251)]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_over_the_mesh_are_those_of_the_global_batch():
     variables, x = _norm_variables(3), _normal(4, 2, 2, 3)
     mesh = jax.make_mesh((1,), (BATCH_AXIS,), (jax.sharding.AxisType.Auto,))

@@ -48,6 +48,7 @@ def mixed(alphas_, keys, images, targets):
     return mixer(alphas_)(keys, images, targets)
 
 
+@pytest.mark.slow
 @given(seed=seeds, alphas_=alphas)
 @properties
 def test_a_pair_is_shared_out_and_nothing_else_is_touched(seed, alphas_):
@@ -63,6 +64,7 @@ def test_a_pair_is_shared_out_and_nothing_else_is_touched(seed, alphas_):
         np.testing.assert_allclose(*pairs, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(seed=seeds, alphas_=alphas, order=st.permutations(range(4)))
 @properties
 def test_a_pair_depends_on_its_own_key_and_images_alone(seed, alphas_, order):
@@ -89,6 +91,7 @@ def mix_in_numpy(images, targets, shares):
     return new_images, new_targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_against_numpy_pixel_by_pixel(kind):
     keys, images, targets = example(3, batch=4)
@@ -103,6 +106,7 @@ def test_mixing_against_numpy_pixel_by_pixel(kind):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixups_share_has_the_moments_of_its_distribution():
     keys = jax.random.split(jax.random.key(0), 4000)
     for alpha in (0.2, 1.0, 4.0):
@@ -112,6 +116,7 @@ def test_mixups_share_has_the_moments_of_its_distribution():
         assert shares.var() == pytest.approx(variance, rel=0.08)
 
 
+@pytest.mark.slow
 def test_what_cutmix_replaces_is_one_rectangle_of_any_size_anywhere():
     keys = jax.random.split(jax.random.key(0), 2000)
     masks = np.asarray(jax.jit(jax.vmap(lambda k: mix.cutmix_mask(k, 1.0, SIDE, SIDE)))(keys))
@@ -131,6 +136,7 @@ def test_what_cutmix_replaces_is_one_rectangle_of_any_size_anywhere():
     assert replaced.mean() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.02)
 
 
+@pytest.mark.slow
 def test_with_both_half_of_the_pairs_take_each():
     keys, images, targets = example(0, batch=2000)
     out, _ = mixed((1.0, 1.0), keys, images[:, :4, :4], targets)

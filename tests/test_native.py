@@ -18,6 +18,7 @@ needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler he
 few_examples = settings(max_examples=8, deadline=None, derandomize=True)
 
 
+@pytest.mark.slow
 @needs_library
 @few_examples
 @given(
@@ -41,6 +42,7 @@ def test_equals_lax_in_float64(images, size, channels, features, kernel, strides
     )
 
 
+@pytest.mark.slow
 @needs_library
 @few_examples
 @given(
@@ -69,6 +71,7 @@ def test_convolution_relu_and_pooling_in_one_equal_those_in_turn_in_float64(
     assert_equal_to_float64(in_one, in_turn, lhs, rhs, normal(features))
 
 
+@pytest.mark.slow
 @needs_library
 @settings(few_examples, max_examples=15)
 @given(
@@ -123,6 +126,7 @@ def test_what_is_not_a_number_stays_so():
     assert np.isnan(ops.conv_relu(jnp.asarray(image), kernel[:2], jnp.zeros(16))).any()
 
 
+@pytest.mark.slow
 @needs_library
 @few_examples
 @given(
@@ -170,6 +174,7 @@ def test_gradients_agree_with_finite_differences():
         check_grads(f, (lhs, rhs, bias), order=1, modes=["rev"], rtol=2e-2, eps=1e-2)
 
 
+@pytest.mark.slow
 @needs_library
 def test_in_shard_map_a_gradient_is_that_of_one_device():
     lhs, rhs, bias = map(jnp.asarray, (normal(4, 9, 9, 16), normal(3, 3, 16, 32), normal(32)))

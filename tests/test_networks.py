@@ -78,6 +78,7 @@ def test_rows_of_the_table_sum_to_the_total(name):
     assert summary.flops(model) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -226,6 +227,7 @@ def test_a_plain_network_keeps_the_contract(monkeypatch):
     assert _model("plain", 5, BATCH_AXIS) == _Network(5, BATCH_AXIS)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_in_a_program_of_its_own():
     images = jnp.asarray(np.random.default_rng(0).random((2, *IMAGE_SHAPE), np.float32))
     half, single = (_model("compact", dtype=dtype) for dtype in ("bfloat16", "float32"))

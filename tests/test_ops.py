@@ -63,6 +63,7 @@ def assert_equal_to_float64(f, reference, *xs):
         np.testing.assert_allclose(gradient, one, rtol=1e-4, atol=scale)
 
 
+@pytest.mark.slow
 @few_examples
 @given(
     images=st.integers(1, 40),
@@ -82,6 +83,7 @@ def test_convolution_equals_lax_in_float64(images, size, channels, kernel, strid
     )
 
 
+@pytest.mark.slow
 @few_examples
 @given(
     images=st.integers(1, 3),
@@ -173,6 +175,7 @@ def test_shapes_that_do_not_fit_are_refused():
         ops.avg_pool(jnp.ones((5, 5, 3)), (2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("replicated", [True, False])
 def test_gradients_inside_shard_map_and_scan(check_vma, replicated):

@@ -1,8 +1,9 @@
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from helpers import arrays_of, assert_same
+from helpers import arrays_of, assert_same, tiny_config
 
 from fer_jax import config as config_lib
 from fer_jax import evaluate, loop, progressive, train
@@ -14,19 +15,32 @@ from fer_jax.runs import checkpoint, workdir
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture
-def first(config, tmp_path):
-    """The folder of a finished run of two epochs, and what it predicts for train."""
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """The folder of a finished run of two epochs, its parameters, and what it predicts for train."""
+    folder = tmp_path_factory.mktemp("trained") / "first"
+    config = tiny_config(config_lib.get_config(), data_dir)
     config.train.optimizer = "sgd"
     config.train.learning_rate = 0.02
-    results = train.train_and_evaluate(config, tmp_path / "first")
-    variables = checkpoint.load_variables(tmp_path / "first", results["best_step"])
-    model, mesh = loop.create_network(config)
-    images = load_dataset(config.data).splits["train"].images
-    log_probs = make_predict(model, mesh, 16)(variables, images)
-    return tmp_path / "first", variables["params"], log_probs.argmax(axis=1)
+    with jax.numpy_dtype_promotion("standard"):
+        results = train.train_and_evaluate(config, folder)
+        variables = checkpoint.load_variables(folder, results["best_step"])
+        model, mesh = loop.create_network(config)
+        images = load_dataset(config.data).splits["train"].images
+        log_probs = make_predict(model, mesh, 16)(variables, images)
+    return folder, variables["params"], log_probs.argmax(axis=1)
 
 
+@pytest.fixture
+def first(trained, config, tmp_path):
+    """The same, in a folder of the test's own; the configuration is the run's."""
+    config.train.optimizer = "sgd"
+    config.train.learning_rate = 0.02
+    shutil.copytree(trained[0], tmp_path / "first")
+    return tmp_path / "first", *trained[1:]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_from_another_without_what_it_disagrees_with(config, first, tmp_path):
     folder, params, predicted = first
     agree = predicted == np.asarray(load_dataset(config.data).splits["train"].labels)

@@ -129,6 +129,7 @@ class Normalised(nn.Module):
         return Dense(self.num_classes, name="logits")(x.reshape(images.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_averages_hold_what_the_closed_form_says_and_are_what_is_evaluated(
     config, dataset, monkeypatch
 ):
@@ -148,6 +149,7 @@ def test_averages_hold_what_the_closed_form_says_and_are_what_is_evaluated(
     assert jax.tree.leaves(states[-1].averages["batch_stats"])
 
 
+@pytest.mark.slow
 def test_averages_change_nothing_about_training(config, dataset):
     batches = [batch_of(dataset)] * 3
     plain = run(config, batches)[-1]
@@ -157,6 +159,7 @@ def test_averages_change_nothing_about_training(config, dataset):
     jax.tree.map(np.testing.assert_array_equal, plain.params, averaged.params)
 
 
+@pytest.mark.slow
 def test_sharpness_aware_steps_take_the_gradient_uphill(config, dataset):
     config.model.dropout = 0.0
     sgd(config, momentum=0.0, sam_radius=0.1)
@@ -188,6 +191,7 @@ def test_distillation_against_numpy():
     np.testing.assert_allclose(found, -(9 * soft * log_p).sum(axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_soft_labels_get_their_share_of_the_loss(config, dataset, weight):
     config.model.dropout = 0.0
@@ -232,6 +236,7 @@ class Watched(Tiny):
         return super().__call__(images, train=train)
 
 
+@pytest.mark.slow
 def test_alternating_flips_follow_the_epoch(config, dataset, monkeypatch):
     monkeypatch.setitem(models.MODELS, "watched", Watched)
     SEEN.clear()

@@ -30,6 +30,7 @@ def test_a_run_that_leaves_test_closed_says_nothing_about_it(config, tmp_path):
     record.read(tmp_path / "run" / "results.json")
 
 
+@pytest.mark.slow
 def test_views_stand_beside_the_plain_predictions(config, dataset, tmp_path):
     plain = run(config, tmp_path / "plain", **{"train.epochs": 1})
     found = run(config, tmp_path / "views", **{"eval.views": "flip"})
@@ -95,6 +96,7 @@ def test_a_run_is_taught_combined_and_goes_on_to_the_same_bits(config, dataset, 
     assert again["teachers"] == student["teachers"]
 
 
+@pytest.mark.slow
 def test_a_teacher_without_predictions_on_train_is_asked(config, dataset, tmp_path):
     from fer_jax import teachers
 
@@ -111,6 +113,7 @@ def test_a_teacher_without_predictions_on_train_is_asked(config, dataset, tmp_pa
         np.testing.assert_allclose(soft.probabilities, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_fitted_on_what_is_chosen(config, dataset, tmp_path):
     found = run(config, tmp_path / "fold", **{"train.epochs": 1, "train.fold": "0/2"})
     parts = select.parts(dataset.splits["train"], 2)

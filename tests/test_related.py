@@ -124,6 +124,7 @@ def test_auxiliary_heads_have_the_originals_size_but_for_the_classes():
     assert heads == inputs + 2 * (1024 * (2048 + 1) + 7 * (1024 + 1)) == 4_344_078
 
 
+@pytest.mark.slow
 def test_auxiliary_logits_are_stored_in_training_only():
     model = _model("googlenet")
     variables = summary.variable_shapes(model)
@@ -142,6 +143,7 @@ def test_auxiliary_logits_are_stored_in_training_only():
     assert not jax.tree.leaves(new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param("fully_cnn", marks=pytest.mark.slow), "mini_xception"]
 )

@@ -716,6 +716,7 @@ def test_a_figure_is_saved_to_the_same_bytes_and_names_its_numbers(tmp_path):
     assert figures.digest(drawing.data).encode() in first
 
 
+@pytest.mark.slow
 def test_panels_stand_below_one_another_where_it_is_narrow(committed):
     runs = loaded(*(record(experiment=name) for name in ("arch01", "arch02_bs96", "moran")))
     for name, drawing in page.drawings(committed._replace(runs=runs)).items():

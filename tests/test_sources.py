@@ -557,6 +557,7 @@ def mutate(rng, line):
     return bytes(data).replace(b"\n", b" ")  # a line break would make two rows of it
 
 
+@pytest.mark.slow
 def test_10000_fuzzed_rows():
     rng = random.Random(0)
     columns = ("emotion", "pixels", "usage")
@@ -991,6 +992,7 @@ def silent_server():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(tmp_path, monkeypatch, silent_server, caplog):
     monkeypatch.setenv("HTTPS_PROXY", silent_server)
     monkeypatch.setattr(kaggle, "_SILENCE_S", 0.5)

@@ -63,6 +63,7 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(config, dataset):
     assert int(state.bad_step) == -1
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(config, dataset):
     config.train.batch_size = 8
     config.model.name = "arch02"
@@ -74,6 +75,7 @@ def test_eight_images_are_learned_by_heart(config, dataset):
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), labels)
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing_but_rounding(config, dataset):
     config.augment.flip = True
     config.augment.shift = 0.1
@@ -101,6 +103,7 @@ def test_one_trace_serves_all_steps(config, dataset):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_resident_steps_see_the_streamed_batches(config, dataset):
     mesh, model, tx, state = build(config, 2)
     train = dataset.splits["train"]
@@ -125,6 +128,7 @@ def test_resident_steps_see_the_streamed_batches(config, dataset):
     assert scanned.running.correct == streamed.running.correct
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing_but_rounding(config, dataset):
     config.train.batch_size = 2
     jitted, _ = run_steps(config, dataset, number=1)

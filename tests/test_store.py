@@ -35,6 +35,7 @@ def saved(tmp_path):
     return tmp_path / "net"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["", store.ARRAYS])
 def test_what_is_loaded_is_what_was_saved(saved, part):
     model, variables, metadata = store.load(saved / part)
@@ -192,6 +193,7 @@ def test_another_number_of_classes_is_named(saved):
         store.load(file)
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported():
     code = (
         "import sys, fer_jax.weights.store\n"

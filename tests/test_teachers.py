@@ -163,6 +163,7 @@ def test_what_a_record_rounded_to_zero_stays_finite(dataset):
     assert np.isfinite(ensemble.decode(packed, dataset.splits["valid"].labels)).all()
 
 
+@pytest.mark.slow
 def test_soft_labels_travel_with_their_images(dataset):
     split = dataset.splits["train"]
     soft = np.random.default_rng(0).random((len(split.labels), 7)).astype(np.float32)

@@ -111,6 +111,7 @@ def test_another_configuration_is_refused_by_name(finished, field, value):
         train.train_and_evaluate(changed, folder)
 
 
+@pytest.mark.slow
 def test_epochs_may_not_grow_where_the_schedule_depends_on_them(config, tmp_path):
     config.train.schedule = "cosine"
     config.train.epochs = 1
@@ -120,6 +121,7 @@ def test_epochs_may_not_grow_where_the_schedule_depends_on_them(config, tmp_path
         train.train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
@@ -135,6 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     assert checkpoint.read_progress(tmp_path)["history"][-1]["epoch"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [1, 4, 6])  # 4: the last step of an epoch
 def test_a_run_asked_to_stop_after_any_step_loses_nothing(finished, tmp_path, when):
     config, _, results = finished
@@ -176,6 +179,7 @@ def test_training_metrics_without_dropout_each_epoch_when_asked_for(config, tmp_
     assert best["train/accuracy"] == results["metrics"]["train"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_class_weights_and_smoothing_change_what_is_learned(config, tmp_path):
     plain = train.train_and_evaluate(config, tmp_path / "a")
     config.train.class_weights = "balanced"
@@ -204,6 +208,7 @@ def test_a_batch_that_does_not_divide_names_the_numbers_that_do(config, tmp_path
         train.train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_number_of_devices(config, tmp_path, caplog):
     config.train.devices = 2
     config.train.epochs = 1
@@ -217,6 +222,7 @@ def test_a_run_goes_on_with_its_number_of_devices(config, tmp_path, caplog):
     assert "Going on with 8 devices instead of 2" in caplog.text
 
 
+@pytest.mark.slow
 def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monkeypatch):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
@@ -226,6 +232,7 @@ def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monk
     assert "Going on with other convolutions instead of" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_devices_that_are_there(config, tmp_path, caplog, monkeypatch):
     config.train.devices = 0
     config.train.batch_size = 32
@@ -343,6 +350,7 @@ def test_a_damaged_best_checkpoint_is_named(finished, tmp_path):
         evaluate.evaluate_best(config, tmp_path / "damaged", "valid")
 
 
+@pytest.mark.slow
 def test_a_record_that_cannot_be_written_loses_nothing(finished, tmp_path, monkeypatch):
     config, _, results = finished
 

@@ -190,9 +190,10 @@ def compare(
       records: of runs on the JPEG mirror; one without predictions for this split is left out.
 
     Returns:
-      For each record, most accurate first: `experiment`, `seed`, its `accuracy` on the same images;
-      images that `only_these` predictions, or `only_record`, get right; `difference` of the
-      accuracies with its 95 % `interval` (Wald's for pairs); `p` of McNemar's exact test, and
+      For each record, most accurate first: `experiment`, `seed` and the `platform` it ran on
+      (`cpu`, `gpu`); its `accuracy` on the same images; images that `only_these` predictions, or
+      `only_record`, get right; `difference` of the accuracies with its 95 % `interval` (Wald's for
+      pairs); `p` of McNemar's exact test, and
       `p_holm`, adjusted for the number of records.
 
     Raises:
@@ -214,6 +215,7 @@ def compare(
             {
                 "experiment": record["experiment"],
                 "seed": record["seed"],
+                "platform": record["device"]["platform"],
                 "accuracy": float(theirs.mean()),
                 "only_these": pair.only_first,
                 "only_record": pair.only_second,
@@ -310,9 +312,14 @@ def _comparison_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             "<0.0001" if row[key] < 1e-4 else f"{row[key]:.4f}" for key in ("p", "p_holm")
         )
         yield (
-            f"  {row['experiment'] + ', seed ' + str(row['seed']):34}{row['accuracy']:>9.4f}"
+            f"  {_record_name(row):34}{row['accuracy']:>9.4f}"
             f"{100 * row['difference']:>+9.2f}   {low + ' to ' + high:18}{p:>8}{adjusted:>10}"
         )
+
+
+def _record_name(row: Mapping[str, Any]) -> str:
+    on = "" if row["platform"] == "cpu" else f", {row['platform'].upper()}"
+    return f"{row['experiment']}, seed {row['seed']}{on}"
 
 
 def write_json(scored: Mapping[str, Any], path: Path) -> None:
