@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """The folder of a finished run of two epochs, its parameters, and what it predicts for train."""
+    """A finished run of two epochs: folder, parameters, and what it predicts for train."""
     folder = tmp_path_factory.mktemp("trained") / "first"
     config = tiny_config(config_lib.get_config(), data_dir)
     config.train.optimizer = "sgd"
