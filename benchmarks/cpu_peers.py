@@ -22,8 +22,8 @@ from typing import Any
 
 from absl import app, flags
 
-from fer_jax.report import markdown
-from fer_jax.runs import workdir
+from fer_jax.report import markdown, speed
+from fer_jax.runs import record, workdir
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
@@ -349,12 +349,11 @@ def record_of(device: dict[str, Any]) -> Path:
 def updated_document(text: str, folder: Path = RESULTS) -> str:
     """Returns the text of `docs/performance.md` with the tables of all records in their place."""
     parts = []
-    for path in sorted(folder.glob("cpu_peers_*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    for found in speed.load(folder):
         peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
         device = found["environment"]["device"]
         features = ", ".join(device.get("cpu_features", ()))
-        title = f"{device['kind']}, {device['cpu_cores']} cores" + f" ({features})" * bool(features)
+        title = record.device_name(device) + f" ({features})" * bool(features)
         made = "With `--rounds={repeats} --compile_repeats={compile_repeats}`:".format(
             **found["settings"]
         )

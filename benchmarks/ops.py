@@ -112,7 +112,7 @@ def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
     """
     device = found["environment"]["device"]
     parts = [
-        f"{device['kind']}, {device['cpu_cores']} cores, batch {found['batch']}; milliseconds, in "
+        f"{record.device_name(device)}, batch {found['batch']}; milliseconds, in "
         "brackets the share of the rate of a 1024^3 float32 matrix product in XLA "
         f"({found['matmul_gflops']:.0f} GFLOP/s).",
         _speed_table(found["layers"], without["layers"]),

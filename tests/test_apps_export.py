@@ -132,15 +132,25 @@ def test_all_that_compact_can_be_made_of_is_translated():
     _assert_same(_predict(model, variables, images), _run(session, images)[0])
 
 
+def _check_stored(name, kernels, bytes_each, atol):
+    """Checks size, metadata and results of a file with smaller kernels, and returns it."""
+    model = _model(name)
+    variables, images = _variables(model), _images(200)
+    data = onnx_export.export(model, variables, METADATA, kernels=kernels)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert len(data) <= bytes_each * parameters + 20_000
+    file = onnx.load_from_string(data)
+    assert {p.key: p.value for p in file.metadata_props}["kernels"] == kernels
+    ours = _predict(model, variables, images)
+    theirs, _ = _run(_session(data), images)
+    assert 0 < np.abs(theirs - ours).max() < atol
+    return file
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["arch02", "compact"])
 def test_kernels_as_int8_are_a_quarter_of_the_size_and_nearly_the_same(name):
-    model = _model(name)
-    variables, images = _variables(model), _images(200)
-    data = onnx_export.export(model, variables, METADATA, kernels="int8")
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    assert len(data) <= 1.1 * parameters + 20_000
-    file = onnx.load_from_string(data)
+    file = _check_stored(name, "int8", bytes_each=1.1, atol=0.1)
     of = {constant.name: numpy_helper.to_array(constant) for constant in file.graph.initializer}
     scaled = [node for node in file.graph.node if node.op_type == "DequantizeLinear"]
     assert scaled
@@ -152,24 +162,11 @@ def test_kernels_as_int8_are_a_quarter_of_the_size_and_nearly_the_same(name):
         others = tuple(i for i in range(kernel.ndim) if i != axis)
         largest = np.abs(kernel.astype(int)).max(axis=others)
         assert (largest == 127).all()
-    ours = _predict(model, variables, images)
-    theirs, _ = _run(_session(data), images)
-    assert 0 < np.abs(theirs - ours).max() < 0.1
-    assert {p.key: p.value for p in file.metadata_props}["kernels"] == "int8"
 
 
 @pytest.mark.parametrize("name", ["arch02", "compact"])
 def test_kernels_as_float16_are_half_the_size_and_the_same_to_their_rounding(name):
-    model = _model(name)
-    variables, images = _variables(model), _images(200)
-    data = onnx_export.export(model, variables, METADATA, kernels="float16")
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    assert len(data) <= 2.1 * parameters + 20_000
-    file = onnx.load_from_string(data)
-    assert {p.key: p.value for p in file.metadata_props}["kernels"] == "float16"
-    ours = _predict(model, variables, images)
-    theirs, _ = _run(_session(data), images)
-    assert 0 < np.abs(theirs - ours).max() < 0.01
+    _check_stored(name, "float16", bytes_each=2.1, atol=0.01)
 
 
 def test_a_kernel_beyond_float16_is_refused():

@@ -23,6 +23,7 @@ from fer_jax.data.sources import COUNTS
 from fer_jax.errors import BenchmarkError
 from fer_jax.report import markdown
 from fer_jax.report.paper import PAPER
+from fer_jax.runs import record as record_lib
 from fer_jax.runs import workdir as wd
 from fer_jax.study.plan import ROOT
 
@@ -194,18 +195,12 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
     ]
     cells = [[title, *(cell(entry) for _, entry in columns)] for title, cell in rows]
     cells = [row for row in cells if set(row[1:]) != {_UNKNOWN}]
-    header = [f"`{experiment}`", *(_name(device) for device, _ in columns)]
+    header = [f"`{experiment}`", *(record_lib.device_name(device) for device, _ in columns)]
     shown = markdown.table(header, cells, text=range(len(header)))
     if experiment in PAPER:
         hours = PAPER[experiment][2]
         shown += f"\n\nThe paper: {hours} h on its CPU; after how many epochs goes unsaid."
     return shown
-
-
-def _name(device: dict[str, Any]) -> str:
-    if device["platform"] == "cpu":
-        return f"{device['kind']}, {device['cpu_cores']} cores"
-    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
 
 
 def _spread(entry: dict[str, Any], value: Callable[[dict], float], unit: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.report import markdown
+from fer_jax.runs import record
 
 
 def tables(folder: Path) -> str:
@@ -26,30 +27,29 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _machine(record: dict[str, Any]) -> str:
-    device = record["environment"]["device"]
-    return f"{device['kind']}, {device['cpu_cores']} cores"
+def _machine(found: dict[str, Any]) -> str:
+    return record.device_name(found["environment"]["device"])
 
 
-def _predict(record: dict[str, Any]) -> str:
+def _predict(found: dict[str, Any]) -> str:
     rows = [
         [name, of["cores"], f"{of['ms']:.2f}", f"{of['per_s']:,.1f}"]
-        for name, of in record["medians"].items()
+        for name, of in found["medians"].items()
     ]
-    rounds = len(record["rounds"])
-    frame = record["medians"]["a frame of 640 pixels"]
+    rounds = len(found["rounds"])
+    frame = found["medians"]["a frame of 640 pixels"]
     share = frame["per_s"] / frame["detector_per_s"]
     return (
         markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
-        + f"\n\n`{record['weights']}` on {_machine(record)}; medians over {rounds} rounds "
+        + f"\n\n`{found['weights']}` on {_machine(found)}; medians over {rounds} rounds "
         f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
         f"{frame['detector_per_s']:.1f} frames a second, of which {share:.0%} are left with the "
         "network behind it."
     )
 
 
-def _web(record: dict[str, Any]) -> str:
-    ways = (record["threads"], record["one_thread"])
+def _web(found: dict[str, Any]) -> str:
+    ways = (found["threads"], found["one_thread"])
     rows = [
         ["First result of a cold load, s", *(f"{way['first_result_s']:.2f}" for way in ways)],
         ["Finding the face, ms", *(f"{way['find_ms']:.0f}" for way in ways)],
@@ -59,18 +59,18 @@ def _web(record: dict[str, Any]) -> str:
     chromium, loads = ways[0]["loads"][0]["chromium"], len(ways[0]["loads"])
     return (
         markdown.table(("The page", "With threads", "One thread"), rows)
-        + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {_machine(record)}; "
+        + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {_machine(found)}; "
         f"medians over {loads} loads (`--loads={loads}`) of fresh browsers from a server on the "
-        f"same machine. What is loaded has {record['transfer_bytes'] / 1e6:.2f} MB, compressed "
+        f"same machine. What is loaded has {found['transfer_bytes'] / 1e6:.2f} MB, compressed "
         "with Brotli."
     )
 
 
-def _kernels(record: dict[str, Any]) -> str:
+def _kernels(found: dict[str, Any]) -> str:
     rows = [
         [kernels, f"{of['bytes']:,}"]
         + [f"{of[s][k]:.4f}" for s in ("valid", "test") for k in ("accuracy", "same_class")]
-        for kernels, of in record.items()
+        for kernels, of in found.items()
         if isinstance(of, dict) and "bytes" in of
     ]
     header = ("Accuracy, valid", "class as float32", "Accuracy, test", "class as float32")

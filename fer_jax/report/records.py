@@ -108,10 +108,7 @@ def devices(row: list[Record]) -> str:
 
 
 def _device_name(found: Record) -> str:
-    device = found["device"]
-    if device["platform"] == "cpu":
-        return f"{device['kind']}, {device['cpu_cores']} cores"
-    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
+    return record.device_name(found["device"])
 
 
 def heading(split: str, metric: str) -> str:

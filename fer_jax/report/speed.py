@@ -7,6 +7,7 @@ from typing import Any
 
 from fer_jax.report import markdown
 from fer_jax.report.records import MISSING, NOT_MEASURED, Record
+from fer_jax.runs.record import device_name
 from fer_jax.study.plan import ROOT
 
 RESULTS = ROOT / "results"
@@ -37,8 +38,7 @@ def table(found: Sequence[Record]) -> str:
 
 
 def _rows(record: Record) -> list[list[str]]:
-    device = record["environment"]["device"]
-    where = f"{device['kind']}, {device['cpu_cores']} cores"
+    where = device_name(record["environment"]["device"])
     networks: dict[str, list[Mapping[str, Any]]] = {}
     for case, measured in record["cases"].items():
         name = "The paper's networks" if case.startswith("arch") else f"`{case.split('_bs')[0]}`"

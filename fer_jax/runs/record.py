@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def environment() -> dict[str, Any]:
     from fer_jax.ops import native
 
     return environment_lib.describe() | {"convolutions": native.convolutions()}
+
+
+def device_name(device: Mapping[str, Any]) -> str:
+    """Returns what a record ran on, such as `AMD EPYC, 2 cores` or `2 x NVIDIA H200`.
+
+    Args:
+      device: the record's `device`.
+    """
+    if device["platform"] == "cpu":
+        return f"{device['kind']}, {device['cpu_cores']} cores"
+    return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def text(name: str, metadata: Mapping[str, Any]) -> str:
         best=about["best_epoch"],
         epochs=about["epochs_run"],
         minutes=_minutes(about["seconds"]),
-        device=_device(about["device"]),
+        device=record.device_name(about["device"]),
         commit=str((about.get("git") or {}).get("commit"))[:12],
         data=_FER2013 if data == "fer2013" else f"Data: {data}.",
         kernels=metadata["kernels"],
@@ -124,8 +124,3 @@ def _minutes(seconds: Mapping[str, float]) -> str:
     if "train_cpu" in seconds:
         return f"{seconds['train_cpu'] / 60:.0f} core minutes of training"
     return f"{seconds['train'] / 60:.0f} minutes of training"
-
-
-def _device(device: Mapping[str, Any]) -> str:
-    cores = f", {device['cpu_cores']} cores" if device["platform"] == "cpu" else ""
-    return f"{device['kind']}{cores}"
