@@ -1,7 +1,9 @@
 """What each ingredient of `experiments/compact.py` is worth, judged on valid: test stays closed.
 
-Each run takes one ingredient away from the recipe, or adds or changes one. Every run is as long as
-the recipe's own: short runs favour what fits fast and hide what generalises.
+Each run takes one ingredient away from the recipe, or adds or changes one. Runs have 10 epochs, a
+quarter of the recipe's own, so that two cores can do them all. Short runs favour what fits fast over
+what generalises (augmentation, mixed images), so what they say of those is to be read with care;
+the runs of 5 and 20 epochs show how accuracy grows with length.
 
     uv run launch.py --mode=study --study=experiments/compact_ablation.py
 """
@@ -16,6 +18,7 @@ def get_config():
     """Returns the study's base; every run is this but for what its name says."""
     config = runpy.run_path(str(Path(__file__).with_name("compact.py")))["get_config"]()
     config.experiment = "compact_ablation"
+    config.train.epochs = 10
     config.eval.open_test = False
     config.eval.train_predictions = False
     return config
@@ -26,6 +29,7 @@ def get_study():
     return Study(
         base=get_config(),
         one_at_a_time={
+            "train.epochs": (10, 5, 20),
             "data.drop_contradicting": (True, False),
             "train.label_smoothing": (0.1, 0.0),
             "train.ema_decay": (0.998, 0.0),
