@@ -1,9 +1,9 @@
 """What each ingredient of `experiments/compact.py` is worth, judged on valid: test stays closed.
 
 Each run takes one ingredient away from the recipe, or adds or changes one. Runs have 10 epochs, a
-quarter of the recipe's own, so that two cores can do them all. Short runs favour what fits fast over
-what generalises (augmentation, mixed images), so what they say of those is to be read with care;
-the runs of 5 and 20 epochs show how accuracy grows with length.
+quarter of the recipe's own, so that two cores can do them all. Short runs favour what fits fast
+over what generalises (augmentation, mixed images), so what they say of those is to be read with
+care; the runs of 5 and 20 epochs show how accuracy grows with length.
 
     uv run launch.py --mode=study --study=experiments/compact_ablation.py
 """

@@ -33,7 +33,7 @@ PIPELINES = ("auto", "stream", "resident")
 OPTIMIZERS = ("adam", "sgd", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 CLASS_WEIGHTS = ("none", "balanced")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "auto")
 VIEWS = ("none", "flip", "shifts", "ten_crop")  # see fer_jax.tta.views
 AVERAGES = ("probabilities", "logits")  # see fer_jax.tta.average
 DATASETS = ("fer2013", "synthetic_faces", "folder")
@@ -56,7 +56,7 @@ def get_config() -> Config:
     config.model = ConfigDict()
     config.model.name = "arch02"  # a name that fer_jax.models.MODELS lists
     config.model.dropout = 0.2  # share of units dropped; 0.2 in the paper
-    config.model.dtype = "float32"  # of activations, one of DTYPES; parameters stay float32
+    config.model.dtype = "float32"  # one of DTYPES, see fer_jax.precision; parameters stay float32
     config.model.conv_layers = config_dict.placeholder(int)  # only for `family`: 2 to 6
     config.model.hidden_layers = config_dict.placeholder(int)  # only for `family`: 0 to 2
     # Only for `compact`, each off by default; None: the network's own.

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fer_jax import keys, optim
+from fer_jax import keys, optim, precision
 from fer_jax.config import Config
 from fer_jax.data.augment import alternating_flips, augment
 from fer_jax.data.mix import blend, mix
@@ -127,6 +127,7 @@ def make_device_step(
       to be called inside a `shard_map` over `BATCH_AXIS`.
     """
     train = config.train
+    precise = precision.choose(config.model.dtype)
 
     def image_losses(logits, labels, soft, own):
         loss = objective(logits, labels, train.label_smoothing, class_weights, own)
@@ -169,11 +170,13 @@ def make_device_step(
         augment_key, dropout_key = keys.step_keys(state.seed, state.step)
         inputs, own = inputs_of(state, images, augment_key)
         batch = (state.batch_stats, inputs, (labels, soft, own), dropout_key)
-        (loss, (logits, batch_stats)), grads = loss_and_grads(state.params, *batch)
+        with precise.products():
+            (loss, (logits, batch_stats)), grads = loss_and_grads(state.params, *batch)
         loss, grads, sums = lax.psum((loss, grads, batch_sums(logits, labels)), BATCH_AXIS)
         if train.sam_radius:  # the gradient is another point's; the statistics stay this one's
             there = optim.climb(state.params, grads, train.sam_radius)
-            grads = lax.psum(loss_and_grads(there, *batch)[1], BATCH_AXIS)
+            with precise.products():
+                grads = lax.psum(loss_and_grads(there, *batch)[1], BATCH_AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averages = state.averages

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import ensemble, evaluate, loop, progressive, seal, teachers
+from fer_jax import ensemble, evaluate, loop, precision, progressive, seal, teachers
 from fer_jax.config import Config, flatten, validate
 from fer_jax.data import select
 from fer_jax.data.dataset import Dataset, Split
@@ -20,7 +20,6 @@ from fer_jax.data.prepare import load_dataset
 from fer_jax.errors import TrainingError
 from fer_jax.loop import OnStep, Training
 from fer_jax.machine import devices, distributed
-from fer_jax.ops import native
 from fer_jax.predict import Predict, make_predict
 from fer_jax.runs import checkpoint, record, resume
 from fer_jax.runs import workdir as wd
@@ -131,11 +130,17 @@ def _build(
         resume.refuse_fewer_epochs(config, before["history"], workdir)
     classes = len(dataset.classes)
     model, mesh = _create_network(config, classes, before)
+    precise = precision.choose(config.model.dtype)
     arithmetic = {
         "platform": mesh.devices.flat[0].platform,
         "devices": mesh.size,
-        "convolutions": native.convolutions(),
+        "convolutions": precise.convolutions(),
     }
+    if config.model.dtype == "bfloat16" and precise == ("float32", False):
+        log.warning(
+            "Training in float32: config.model.dtype is bfloat16, for which a CPU needs "
+            "AVX512_BF16 and the convolutions in C++"
+        )
     for name, value in arithmetic.items():
         if before and before[name] != value:
             log.warning(
@@ -336,6 +341,7 @@ def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, A
     evaluate.compare(found["valid"], "valid", best)
     results = {
         **record.describe(config, run.dataset),
+        "convolutions": run.arithmetic["convolutions"],
         "devices": run.training.mesh.size,
         "pipeline": run.pipeline,
         "train_images": len(run.train.labels),

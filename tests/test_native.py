@@ -116,8 +116,80 @@ def test_3x3_convolutions_round_like_float32():
     assert errors[2] < 5e-6
 
 
+def rms_error(found, expected):
+    return np.sqrt(np.mean((np.asarray(found) - expected) ** 2) / np.mean(expected**2))
+
+
 @needs_library
-def test_what_is_not_a_number_stays_so():
+def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
+    """Small whole numbers keep all bits in tiles of 2x2, of whose 9 one has no partner."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(-3, 4, (1, 6, 6, 32)), jnp.float32)
+    kernel = jnp.asarray(4 * rng.integers(-1, 2, (3, 3, 32, 48)), jnp.float32)
+
+    def all_three(f):
+        out, vjp = jax.vjp(f, images, kernel)
+        return out, *vjp(jnp.sign(out))
+
+    with jax.default_matmul_precision(native.ROUNDED):
+        found = all_three(lambda *xs: conv(*xs, padding="SAME"))
+    for x, y in zip(found, all_three(lambda *xs: lax_conv(*xs, padding="SAME")), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("side", "channels", "error"),
+    [(24, 32, 0.014), (6, 256, 0.0045)],  # tiles of 4x4 and of 2x2
+)
+def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error):
+    """Errors like those of rounding factors to 8 bits, of results that sum up to 2,304 products."""
+    lhs, rhs = normal(4, side, side, channels), normal(3, 3, channels, channels)
+    cotangent = normal(4, side, side, channels)
+
+    def all_three(f):
+        out, vjp = jax.vjp(lambda *xs: f(*xs, padding="SAME"), jnp.asarray(lhs), jnp.asarray(rhs))
+        return out, *vjp(jnp.asarray(cotangent))
+
+    with jax.default_matmul_precision(native.ROUNDED):
+        found = all_three(conv)
+    for x, y in zip(found, all_three(lax_conv), strict=True):
+        assert 0.002 < rms_error(x, y) < error
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("number", "nearest"),
+    [
+        (1 + 2**-8, 1.0),  # half way: to the even one
+        (1 + 3 * 2**-8, 1 + 2**-6),
+        (1 + 2**-8 + 2**-20, 1 + 2**-7),
+        (-1 - 2**-8, -1.0),
+        (np.inf, np.inf),
+    ],
+)
+def test_a_factor_is_rounded_to_nearest(number, nearest):
+    """One pixel and a kernel of one tap: corners of a tile are transformed to themselves."""
+    image = np.zeros((1, 5, 5, 16), np.float32)
+    image[0, 0, 0, 3] = number
+    kernel = np.zeros((3, 3, 16, 16), np.float32)
+    kernel[0, 0, 3, 5] = 1
+    with jax.default_matmul_precision(native.ROUNDED):
+        out = conv(jnp.asarray(image), jnp.asarray(kernel))
+    if np.isinf(number):
+        assert not np.isfinite(out[0, 0, 0, 5])
+    else:
+        assert out[0, 0, 0, 5] == nearest
+
+
+@needs_library
+@pytest.mark.parametrize("precision", [None, native.ROUNDED])
+def test_what_is_not_a_number_stays_so(precision):
+    with jax.default_matmul_precision(precision):
+        _test_what_is_not_a_number_stays_so()
+
+
+def _test_what_is_not_a_number_stays_so():
     image, kernel = np.zeros((1, 18, 18, 16), np.float32), jnp.ones((3, 3, 16, 16))
     image[0, 9, 9] = np.nan
     for padding in ("VALID", "SAME"):
@@ -248,17 +320,17 @@ def test_what_the_library_does_not_take_runs_in_xla():
 
 # Of each function: what it is given and what it gives (shapes; bytes where a B stands first), and
 # its attributes. Images are 6x6 with 16 channels, features 32, windows 2x2 with strides of 1.
-POOLED = {"padding": [0, 0, 0, 0], "window": [2, 2, 1, 1]}
+POOLED = {"padding": [0, 0, 0, 0], "window": [2, 2, 1, 1], "bfloat16": False}
 CALLS = {
     "convolution": (
         [(2, 6, 6, 16), (3, 3, 16, 32), (32,)],
         [(2, 4, 4, 32)],
-        {"strides": [1, 1], "padding": [0, 0, 0, 0], "relu": True},
+        {"strides": [1, 1], "padding": [0, 0, 0, 0], "relu": True, "bfloat16": False},
     ),
     "kernel_gradient": (
         [(2, 6, 6, 16), (2, 4, 4, 32)],
         [(3, 3, 16, 32)],
-        {"strides": [1, 1], "padding": [0, 0, 0, 0]},
+        {"strides": [1, 1], "padding": [0, 0, 0, 0], "bfloat16": False},
     ),
     "pooled_convolution": (
         [(2, 6, 6, 16), (3, 3, 16, 32), (32,)],
@@ -377,7 +449,7 @@ def test_a_bias_that_does_not_fit_is_refused():
 
 @needs_library
 def test_nothing_is_loaded_while_a_network_is_traced(monkeypatch):
-    monkeypatch.setattr(native, "_loaded", False)
+    monkeypatch.setattr(native, "_library", None)
     monkeypatch.setattr(native.build, "library", None)
     lowered = jax.jit(conv).lower(jnp.ones((1, 5, 5, 16)), jnp.ones((3, 3, 16, 16)))
     assert "fer_jax_convolution" not in lowered.as_text()

@@ -226,7 +226,7 @@ def test_a_run_goes_on_with_its_number_of_devices(config, tmp_path, caplog):
 def test_going_on_with_other_convolutions_is_told(config, tmp_path, caplog, monkeypatch):
     config.train.epochs = 1
     train.train_and_evaluate(config, tmp_path)
-    monkeypatch.setattr(train.native, "convolutions", lambda: "other")
+    monkeypatch.setattr(train.precision.native, "convolutions", lambda: "other")
     config.train.epochs = 2
     train.train_and_evaluate(config, tmp_path)
     assert "Going on with other convolutions instead of" in caplog.text

@@ -72,7 +72,7 @@ def create_model(
             )
     if name == "family" and not {"conv_layers", "hidden_layers"} <= options.keys():
         raise ConfigError("model `family` needs config.model.conv_layers and .hidden_layers")
-    options["dtype"] = jnp.dtype(options["dtype"])
+    options["dtype"] = jnp.dtype({"auto": "float32"}.get(options["dtype"], options["dtype"]))
     options |= {"num_classes": num_classes, "axis_name": axis_name}
     model = MODELS[name](**{field: value for field, value in options.items() if field in known})
     contract.check(model, num_classes)

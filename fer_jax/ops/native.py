@@ -28,6 +28,7 @@ from fer_jax.ops import build
 log = logging.getLogger("fer_jax")
 
 CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
+ROUNDED = "bfloat16"  # the `jax.default_matmul_precision` at which factors are rounded to it
 _MOST_IN_WINDOW = 127  # an argmax is an int8
 _TARGETS = (
     "convolution",
@@ -38,7 +39,7 @@ _TARGETS = (
     "depthwise",
     "depthwise_kernel_gradient",
 )
-_loaded = False
+_library: ctypes.CDLL | None = None
 
 
 @functools.cache
@@ -74,22 +75,35 @@ def register(path: Path) -> None:
     Raises:
       OSError: if it cannot be loaded.
     """
-    global _loaded
+    global _library
     library = ctypes.CDLL(str(path))
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
-    _loaded = True
+    _library = library
 
 
 def available() -> bool:
     """Returns whether the library has been loaded."""
-    return _loaded
+    return _library is not None
 
 
 def convolutions() -> str:
     """Returns what runs the CPU's convolutions, `native` or `xla`; they differ in rounding."""
     return "native" if available() else "xla"
+
+
+def has_bfloat16() -> bool:
+    """Returns whether the library is loaded and this processor multiplies bfloat16 fast."""
+    return _library is not None and bool(_library.fer_jax_has_bfloat16())
+
+
+def rounds_factors() -> bool:
+    """Returns whether 3x3 convolutions that are traced now round what they multiply to bfloat16.
+
+    They do within `jax.default_matmul_precision(ROUNDED)`.
+    """
+    return jax.config.jax_default_matmul_precision == ROUNDED  # pyright: ignore[reportAttributeAccessIssue]
 
 
 Padding = Sequence[tuple[int, int]]
@@ -159,7 +173,7 @@ def convolution(
     shape = conv_shape(images.shape, kernel.shape, padding, strides)
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (images, kernel, bias)
-    return _call("convolution", out, *arrays, strides=strides, padding=padding, relu=relu)
+    return _call_dense("convolution", out, *arrays, strides=strides, padding=padding, relu=relu)
 
 
 def kernel_gradient(
@@ -182,7 +196,7 @@ def kernel_gradient(
       `kernel_shape` float32. Summed in a fixed order for a given number of cores and devices.
     """
     out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
-    return _call("kernel_gradient", out, images, grad, strides=strides, padding=padding)
+    return _call_dense("kernel_gradient", out, images, grad, strides=strides, padding=padding)
 
 
 def pooled_convolution(
@@ -213,7 +227,8 @@ def pooled_convolution(
     shape = _out_shape(whole, *pool, ((0, 0), (0, 0)), whole[3])
     argmax = shape if with_argmax else (0, 0, 0, 0)
     out = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(argmax, jnp.int8)]
-    return _call("pooled_convolution", out, images, kernel, bias, padding=padding, window=pool)
+    arrays = (images, kernel, bias)
+    return _call_dense("pooled_convolution", out, *arrays, padding=padding, window=pool)
 
 
 def pooled_kernel_gradient(
@@ -236,7 +251,7 @@ def pooled_kernel_gradient(
     """
     out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
     arrays = (images, grad, argmax)
-    return _call("pooled_kernel_gradient", out, *arrays, padding=padding, window=pool)
+    return _call_dense("pooled_kernel_gradient", out, *arrays, padding=padding, window=pool)
 
 
 def pooled_image_gradient(
@@ -260,7 +275,7 @@ def pooled_image_gradient(
     """
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (flipped, grad, argmax)
-    return _call("pooled_image_gradient", out, *arrays, padding=around, window=pool)
+    return _call_dense("pooled_image_gradient", out, *arrays, padding=around, window=pool)
 
 
 def fits_depthwise(images: Sequence[int]) -> bool:
@@ -301,6 +316,10 @@ def _out_shape(images, window, strides, padding, features):
         )
     ]
     return (images[0], *sides, features)
+
+
+def _call_dense(name: str, out: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+    return _call(name, out, *arrays, bfloat16=rounds_factors(), **attributes)
 
 
 def _call(name: str, out: Any, *arrays: jax.Array, **attributes: Any) -> Any:

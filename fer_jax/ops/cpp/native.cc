@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -248,13 +249,13 @@ void for_share(int64_t images, int64_t task, int64_t tasks, const Work& work) {
 }
 
 // A kernel made ready for the images of a batch, for the fastest of the ways to convolve.
+template <typename Type>
 class Kernel {
  public:
   Kernel(const Shape& s, const float* kernel)
-      : s_(s), kernel_(kernel), tile_(best_tile(s)),
-        transformed_(tile_ ? (tile_ + 2) * (tile_ + 2) * s.c * s.f : 0) {
-    if (tile_ == 2) transform_kernel<2>(s, kernel, transformed_.data());
-    if (tile_ == 4) transform_kernel<4>(s, kernel, transformed_.data());
+      : s_(s), kernel_(kernel), tile_(best_tile(s, Type::kBytes)) {
+    if (tile_ == 2) transformed_.emplace(transform_kernel<2, typename Type::Kernel>(s, kernel));
+    if (tile_ == 4) transformed_.emplace(transform_kernel<4, typename Type::Kernel>(s, kernel));
   }
 
   // Convolves a task's share of a batch. Each result goes to output(i); done(i) is called when it is
@@ -263,11 +264,10 @@ class Kernel {
   void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
                 const Output& output, const Done& done) const {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
-    const float* transformed = transformed_.data();
     if (tile_ == 2)
-      convolve_winograd<2>(s_, images, begin, end, transformed, bias, relu, output, done);
+      convolve_winograd<2, Type>(s_, images, begin, end, *transformed_, bias, relu, output, done);
     else if (tile_ == 4)
-      convolve_winograd<4>(s_, images, begin, end, transformed, bias, relu, output, done);
+      convolve_winograd<4, Type>(s_, images, begin, end, *transformed_, bias, relu, output, done);
     else
       for (int64_t i = begin; i < end; ++i) {
         ::convolve(s_, images[i], kernel_, bias, relu, output(i));
@@ -279,8 +279,23 @@ class Kernel {
   const Shape& s_;
   const float* kernel_;
   int tile_;
-  AlignedBuffer transformed_;
+  std::optional<Transformed<typename Type::Kernel>> transformed_;
 };
+
+// Calls work with the type of the products.
+template <typename Work>
+void with_type(bool bfloat16, const Work& work) {
+  if (bfloat16)
+    work(Bfloat16{});
+  else
+    work(Float32{});
+}
+
+// Calls work with a kernel made ready.
+template <typename Work>
+void with_kernel(const Shape& s, bool bfloat16, const float* kernel, const Work& work) {
+  with_type(bfloat16, [&](auto type) { work(Kernel<decltype(type)>(s, kernel)); });
+}
 
 // make_grads() -> something that hands out an image's gradient.
 template <typename Gradients, typename MakeGrads>
@@ -302,24 +317,27 @@ void sum_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const fl
     for (int64_t i = 0; i < size; ++i) total[i] += others.data()[(task - 1) * size + i];
 }
 
-template <int M, typename MakeGrads>
+template <int M, typename Type, typename MakeGrads>
 void sum_winograd_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s,
                             const float* images, const MakeGrads& make_grads, float* total) {
-  AlignedBuffer transformed(WinogradGradients<M>::size(s));
-  sum_gradients<WinogradGradients<M>>(pool, tasks, s, images, make_grads, transformed.data());
+  AlignedBuffer transformed(WinogradGradients<M, Type>::size(s));
+  sum_gradients<WinogradGradients<M, Type>>(pool, tasks, s, images, make_grads, transformed.data());
   inverse_transform_kernel_gradient<M>(s, transformed.data(), total);
 }
 
 template <typename MakeGrads>
-void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const float* images,
-                          const MakeGrads& make_grads, float* total) {
-  const int tile = best_tile(s);
-  if (tile == 2)
-    sum_winograd_gradients<2>(pool, tasks, s, images, make_grads, total);
-  else if (tile == 4)
-    sum_winograd_gradients<4>(pool, tasks, s, images, make_grads, total);
-  else
-    sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
+void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, bool bfloat16,
+                          const float* images, const MakeGrads& make_grads, float* total) {
+  with_type(bfloat16, [&](auto type) {
+    using Type = decltype(type);
+    const int tile = best_tile(s, Type::kBytes);
+    if (tile == 2)
+      sum_winograd_gradients<2, Type>(pool, tasks, s, images, make_grads, total);
+    else if (tile == 4)
+      sum_winograd_gradients<4, Type>(pool, tasks, s, images, make_grads, total);
+    else
+      sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
+  });
 }
 
 struct Rows {  // gradients as they are
@@ -331,34 +349,36 @@ struct Rows {  // gradients as they are
 // Each of the following checks what it was given and returns the work, which holds no reference to
 // its arguments: they may be gone when it runs, the arrays' numbers are not.
 
-auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool relu,
-                 Array images, Array kernel, Bias bias, Result out) {
+auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, bool bfloat16,
+                 bool relu, Array images, Array kernel, Bias bias, Result out) {
   const Shape s = dense_shape_of(images, kernel.dimensions(), strides, padding);
   check_shape("the bias's shape", bias.dimensions(), {s.f});
   check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
   return [=, image = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
           out = out->typed_data()] {
-    const Kernel ready(s, kernel);
-    run_tasks(pool, tasks, [&](int64_t task) {
-      const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
-      ready.convolve(task, tasks, Images(s, image), bias, relu, output, [](int64_t) {});
+    with_kernel(s, bfloat16, kernel, [&](const auto& ready) {
+      run_tasks(pool, tasks, [&](int64_t task) {
+        const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
+        ready.convolve(task, tasks, Images(s, image), bias, relu, output, [](int64_t) {});
+      });
     });
   };
 }
 
-auto kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding, Array images,
-                     Array grad, Result kernel) {
+auto kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding,
+                     bool bfloat16, Array images, Array grad, Result kernel) {
   const Shape s = dense_shape_of(images, kernel->dimensions(), strides, padding);
   check_shape("the gradient's shape", grad.dimensions(), {s.n, s.oh, s.ow, s.f});
   return [=, images = images.typed_data(), grad = grad.typed_data(),
           kernel = kernel->typed_data()] {
-    sum_kernel_gradients(pool, tasks, s, images, [&] { return Rows{s, grad}; }, kernel);
+    sum_kernel_gradients(
+        pool, tasks, s, bfloat16, images, [&] { return Rows{s, grad}; }, kernel);
   };
 }
 
 // The argmax is left out if its result is empty.
 auto pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints window,
-                        Array images, Array kernel, Bias bias, Result out,
+                        bool bfloat16, Array images, Array kernel, Bias bias, Result out,
                         ffi::Result<Argmax> argmax) {
   const Shape s = dense_shape_of(images, kernel.dimensions(), kNoStrides, padding);
   const Pool p = pool_of(s.oh, s.ow, s.f, window);
@@ -369,24 +389,25 @@ auto pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints
     check_shape("the argmax's shape", argmax->dimensions(), {s.n, p.oh, p.ow, s.f});
   return [=, images = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
           out = out->typed_data(), argmax = argmax->typed_data()] {
-    const Kernel ready(s, kernel);
-    run_tasks(pool_, tasks, [&](int64_t task) {
-      AlignedBuffer whole(s.oh * s.ow * s.f);
-      const auto done = [&](int64_t i) {
-        const int64_t at = i * p.oh * p.ow * p.f;
-        if (with_argmax)
-          pool<true>(p, whole.data(), out + at, argmax + at);
-        else
-          pool<false>(p, whole.data(), out + at, nullptr);
-      };
-      ready.convolve(task, tasks, Images(s, images), bias, true,
-                     [&](int64_t) { return whole.data(); }, done);
+    with_kernel(s, bfloat16, kernel, [&](const auto& ready) {
+      run_tasks(pool_, tasks, [&](int64_t task) {
+        AlignedBuffer whole(s.oh * s.ow * s.f);
+        const auto done = [&](int64_t i) {
+          const int64_t at = i * p.oh * p.ow * p.f;
+          if (with_argmax)
+            pool<true>(p, whole.data(), out + at, argmax + at);
+          else
+            pool<false>(p, whole.data(), out + at, nullptr);
+        };
+        ready.convolve(task, tasks, Images(s, images), bias, true,
+                       [&](int64_t) { return whole.data(); }, done);
+      });
     });
   };
 }
 
 auto pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
-                            Array images, Array grad, Argmax argmax, Result kernel) {
+                            bool bfloat16, Array images, Array grad, Argmax argmax, Result kernel) {
   const Shape s = dense_shape_of(images, kernel->dimensions(), kNoStrides, padding);
   const Pool p = pool_of(s.oh, s.ow, s.f, window);
   check_shape("the gradient's shape", grad.dimensions(), {s.n, p.oh, p.ow, s.f});
@@ -394,7 +415,7 @@ auto pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, I
   return [=, images = images.typed_data(), grad = grad.typed_data(),
           argmax = argmax.typed_data(), kernel = kernel->typed_data()] {
     const Shape whole{0, s.oh, s.ow, s.f, 0, 0, 0, 0, 0, 0, 0, 0, s.oh, 0, s.ow};
-    sum_kernel_gradients(pool, tasks, s, images,
+    sum_kernel_gradients(pool, tasks, s, bfloat16, images,
                          [&] { return Unpooled(whole, p, grad, argmax); }, kernel);
   };
 }
@@ -402,7 +423,7 @@ auto pooled_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, I
 // The convolution that leads from the output's gradient to the image's: its kernel is flipped, and
 // `padding` is its own.
 auto pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, Ints window,
-                           Array kernel, Array grad, Argmax argmax, Result image_grad) {
+                           bool bfloat16, Array kernel, Array grad, Argmax argmax, Result image_grad) {
   check_numbers("padding", padding, 4, 0);
   const Ints to = image_grad->dimensions(), from = grad.dimensions(), sides = kernel.dimensions();
   check_numbers("an image's shape", Ints(to.begin() + 1, 3), 3, 1);
@@ -418,11 +439,12 @@ auto pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, In
   return [=, kernel = kernel.typed_data(), grad = grad.typed_data(),
           argmax = argmax.typed_data(), image_grad = image_grad->typed_data()] {
     const AlignedBuffer no_bias = AlignedBuffer::zeros(s.f);
-    const Kernel ready(s, kernel);
-    run_tasks(pool, tasks, [&](int64_t task) {
-      const auto output = [&](int64_t i) { return image_grad + i * s.oh * s.ow * s.f; };
-      ready.convolve(task, tasks, Unpooled(s, p, grad, argmax), no_bias.data(), false, output,
-                     [](int64_t) {});
+    with_kernel(s, bfloat16, kernel, [&](const auto& ready) {
+      run_tasks(pool, tasks, [&](int64_t task) {
+        const auto output = [&](int64_t i) { return image_grad + i * s.oh * s.ow * s.f; };
+        ready.convolve(task, tasks, Unpooled(s, p, grad, argmax), no_bias.data(), false, output,
+                       [](int64_t) {});
+      });
     });
   };
 }
@@ -524,9 +546,18 @@ struct Handler {
 
 }  // namespace
 
+// Whether products of bfloat16 are fast here: they are correct anywhere.
+extern "C" bool fer_jax_has_bfloat16() {
+#if defined(__AVX512BF16__)
+  return true;
+#else
+  return false;
+#endif
+}
+
 #define SHARED ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("tasks")
-#define DENSE SHARED.Attr<Ints>("strides").Attr<Ints>("padding")
-#define POOLED SHARED.Attr<Ints>("padding").Attr<Ints>("window")
+#define DENSE SHARED.Attr<Ints>("strides").Attr<Ints>("padding").Attr<bool>("bfloat16")
+#define POOLED SHARED.Attr<Ints>("padding").Attr<Ints>("window").Attr<bool>("bfloat16")
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     fer_jax_convolution, Handler<convolution>(),

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <memory>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Arrays are float32 and row-major: images [n, h, w, c], output [n, oh, ow, f], kernel
@@ -28,6 +32,11 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
+// Two numbers in bfloat16, the upper half of a float each; the first is the lower half of a pair.
+typedef uint32_t Pair;
+typedef Pair Pairs __attribute__((vector_size(kLanes * sizeof(Pair))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
 // Vectors anywhere in memory. Copied: Clang forgets in a template that a type is aligned to less.
 template <typename V = Vector, typename Number>
 inline V vector_at(const Number* numbers, int64_t offset) {
@@ -40,22 +49,65 @@ inline void put_vector(Number* numbers, int64_t offset, const V& vector) {
   std::memcpy(numbers + offset, &vector, sizeof(V));
 }
 
+// Rounds to bfloat16: to nearest, ties to even; not a number stays so.
+inline Halves rounded(const Vector& vector) {
+#if defined(__AVX512BF16__)
+  return (Halves)_mm512_cvtneps_pbh((__m512)vector);
+#else
+  const Pairs bits = (Pairs)vector;
+  const Pairs nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(vector == vector ? nearest : bits >> 16 | 0x40, Halves);
+#endif
+}
+
+// Floats with the same bits as a pair's numbers; a float's lower half is 0.
+inline float first(Pair pair) {
+  float number;
+  pair <<= 16;
+  std::memcpy(&number, &pair, sizeof number);
+  return number;
+}
+inline float second(Pair pair) { return first(pair >> 16); }
+
+// sum += the product, of pairs the products of both numbers.
+inline void add_product(float number, const Vector& vector, Vector& sum) { sum += number * vector; }
+inline void add_product(Pair pair, const Pairs& pairs, Vector& sum) {
+#if defined(__AVX512BF16__)
+  sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Pairs{} + pair), (__m512bh)pairs);
+#else
+  sum += second(pair) * (Vector)(pairs & 0xffff0000) + first(pair) * (Vector)(pairs << 16);
+#endif
+}
+
+template <typename Number>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Type = Vector;
+};
+template <>
+struct VectorOf<Pair> {
+  using Type = Pairs;
+};
+
 // A convolution. h and w count the padding too; rows outside [top, bottom) are padding.
 struct Shape {
   int64_t n, h, w, c, oh, ow, f, kh, kw, stride_h, stride_w, top, bottom, left;
   int64_t real_w;
 };
 
-// sums[a][b] += short[a] * long[b], `count` times, each time a step further.
-template <int A, int B>
-inline void add_outer_products(const float* shorts, int64_t spread, int64_t short_step,
-                               const float* longs, int64_t long_step, int64_t count,
+// sums[a][b] += short[a] * long[b], `count` times, each time a step further. Numbers are floats or
+// pairs.
+template <int A, int B, typename Number>
+inline void add_outer_products(const Number* shorts, int64_t spread, int64_t short_step,
+                               const Number* longs, int64_t long_step, int64_t count,
                                Vector (&sums)[A][B]) {
+  using Long = typename VectorOf<Number>::Type;
   for (int64_t i = 0; i < count; ++i) {
-    Vector long_[B];
-    for (int b = 0; b < B; ++b) long_[b] = vector_at(longs, b * kLanes);
+    Long long_[B];
+    for (int b = 0; b < B; ++b) long_[b] = vector_at<Long>(longs, b * kLanes);
     for (int a = 0; a < A; ++a)
-      for (int b = 0; b < B; ++b) sums[a][b] += shorts[a * spread] * long_[b];
+      for (int b = 0; b < B; ++b) add_product(shorts[a * spread], long_[b], sums[a][b]);
     shorts += short_step;
     longs += long_step;
   }
@@ -91,25 +143,27 @@ void cover(int64_t from, int64_t to, int64_t features, const Tile& tile) {
 
 // `count` numbers, which are anything to begin with. They start where a cache line does: a vector
 // that lies in two lines takes twice as long to load.
-class AlignedBuffer {
+template <typename Number>
+class Aligned {
  public:
-  explicit AlignedBuffer(int64_t count) : lines_(new Line[(count + kLine - 1) / kLine]) {}
+  explicit Aligned(int64_t count) : lines_(new Line[(count + kLine - 1) / kLine]) {}
 
-  static AlignedBuffer zeros(int64_t count) {
-    AlignedBuffer buffer(count);
+  static Aligned zeros(int64_t count) {
+    Aligned buffer(count);
     std::fill_n(buffer.data(), count, 0);
     return buffer;
   }
 
-  float* data() { return lines_[0].numbers; }
-  const float* data() const { return lines_[0].numbers; }
+  Number* data() { return lines_[0].numbers; }
+  const Number* data() const { return lines_[0].numbers; }
 
  private:
   static constexpr int64_t kLine = 16;
-  struct alignas(kLine * sizeof(float)) Line {
-    float numbers[kLine];
+  struct alignas(kLine * sizeof(Number)) Line {
+    Number numbers[kLine];
   };
   std::unique_ptr<Line[]> lines_;
 };
+using AlignedBuffer = Aligned<float>;
 
 }  // namespace

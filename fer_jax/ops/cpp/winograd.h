@@ -7,6 +7,9 @@
 // m = 2, 36 for 144 with m = 4. For each of these elements of the transform domain that sum is a
 // product of matrices, [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that.
 // What is not a number spreads over its tile.
+//
+// These products are of float32, or of what is rounded to bfloat16 for them; transforms and sums are
+// float32 in both.
 
 #pragma once
 
@@ -122,36 +125,94 @@ struct Tiles {
   int64_t columns, count;  // in an image
 };
 
+// How a matrix [rows, columns] of one element of the transform domain is kept: its type of number,
+// how many numbers it takes, and how a vector gets to (row, column), all rows in turn.
+struct Floats {
+  using Number = float;
+  static int64_t size(int64_t rows, int64_t columns) { return rows * columns; }
+  static void put(const Vector& vector, int64_t row, int64_t column, int64_t columns, float* to) {
+    put_vector(to, row * columns + column, vector);
+  }
+};
+
+struct PairsOfColumns {  // their number is even
+  using Number = Pair;
+  static int64_t size(int64_t rows, int64_t columns) { return rows * columns / 2; }
+  static void put(const Vector& vector, int64_t row, int64_t column, int64_t columns, Pair* to) {
+    put_vector(reinterpret_cast<uint16_t*>(to), row * columns + column, rounded(vector));
+  }
+};
+
+struct PairsOfRows {  // the last row's partner, if it has none, is 0
+  using Number = Pair;
+  static int64_t size(int64_t rows, int64_t columns) { return (rows + 1) / 2 * columns; }
+  static void put(const Vector& vector, int64_t row, int64_t column, int64_t columns, Pair* to) {
+    const int64_t at = row / 2 * columns + column;
+    const Pairs half = __builtin_convertvector(rounded(vector), Pairs);
+    put_vector(to, at, row % 2 ? vector_at<Pairs>(to, at) | half << 16 : half);
+  }
+};
+
+// What products of the transform domain are made of. In each, numbers that are summed over lie side
+// by side: channels forward, tiles in a kernel's gradient.
+struct Float32 {
+  using Images = Floats;
+  using Kernel = Floats;
+  using Tiles = Floats;
+  static constexpr int64_t kBytes = 4;
+};
+
+struct Bfloat16 {
+  using Images = PairsOfColumns;
+  using Kernel = PairsOfRows;
+  using Tiles = PairsOfRows;
+  static constexpr int64_t kBytes = 2;
+};
+
 // Some tiles in the transform domain, [elements, tiles, channels]. One cache line more lies between
 // two elements, because lines that are a multiple of 4096 bytes apart push each other out of the
 // first level of cache.
-struct Transformed {
-  int64_t elements, tiles, channels;
-  int64_t step() const { return tiles * channels + 16; }  // from element to element
-  int64_t size() const { return elements * step(); }
-};
-
-// Buffer of transformed images and outputs side by side, for `most` tiles or what fits in a strip.
-class Strip {
+template <typename Layout>
+class Transformed {
  public:
-  template <int M>
-  static Strip of(const Shape& s, int64_t most) {
-    const int64_t fit = kStripBytes / (4 * kElements<M> * (s.c + s.f)) / kShort * kShort;
-    return Strip(s, kElements<M>, std::min(most, std::max<int64_t>(fit, kShort)));
+  using Number = typename Layout::Number;
+
+  Transformed(int64_t elements, int64_t tiles, int64_t channels)
+      : channels_(channels), step_(Layout::size(tiles, channels) + 16), numbers_(elements * step_) {}
+
+  Number* element(int64_t k) { return numbers_.data() + k * step_; }
+  const Number* element(int64_t k) const { return numbers_.data() + k * step_; }
+
+  // Keeps the square of a tile's elements, for the channels from c on.
+  template <int N>
+  void put(const Vector (&square)[N][N], int64_t tile, int64_t c) {
+    for (int k = 0; k < N * N; ++k)
+      Layout::put(square[k / N][k % N], tile, c, channels_, element(k));
   }
 
-  float* inputs() { return buffer_.data(); }
-  float* outputs() { return buffer_.data() + in.size(); }
-
-  const int64_t tiles;
-  const Transformed in, out;
+  template <int N>
+  void get(int64_t tile, int64_t c, Vector (&square)[N][N]) {
+    for (int k = 0; k < N * N; ++k)
+      square[k / N][k % N] = vector_at(element(k), tile * channels_ + c);
+  }
 
  private:
-  Strip(const Shape& s, int64_t elements, int64_t tiles)
-      : tiles(tiles), in{elements, tiles, s.c}, out{elements, tiles, s.f},
-        buffer_(in.size() + out.size()) {}
+  int64_t channels_, step_;  // from element to element
+  Aligned<Number> numbers_;
+};
 
-  AlignedBuffer buffer_;
+// Transformed images and outputs side by side, for `most` tiles or what fits in a strip.
+template <int M, typename In, typename Out>
+struct Strip {
+  Strip(const Shape& s, int64_t most, int64_t in_bytes, int64_t out_bytes)
+      : tiles(std::min(most, std::max<int64_t>(
+            kStripBytes / (kElements<M> * (in_bytes * s.c + out_bytes * s.f)) / kShort * kShort,
+            kShort))),
+        in(kElements<M>, tiles, s.c), out(kElements<M>, tiles, s.f) {}
+
+  const int64_t tiles;
+  Transformed<In> in;
+  Transformed<Out> out;
 };
 
 template <int N>
@@ -180,13 +241,13 @@ inline void both_ways(const Square<N>& from, Square<M>& to, const Transform& tra
   for (int i = 0; i < M; ++i) transform(between[i], to[i]);
 }
 
-// to[...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
+// to[at ...] = B' d B for tiles [first, first + count) of an image. Beyond the edge the last row
 // or column stands in: outputs that depend on it, but for rounding, are not kept.
-template <int M>
-void transform_image(const Shape& s, const float* image, int64_t first, int64_t count,
-                     const Transformed& layout, float* to) {
+template <int M, typename Layout>
+void transform_image(const Shape& s, const float* image, int64_t first, int64_t count, int64_t at,
+                     Transformed<Layout>& to) {
   const Tiles<M> tiles(s);
-  for (int64_t tile = first; tile < first + count; ++tile, to += s.c) {
+  for (int64_t tile = first; tile < first + count; ++tile, ++at) {
     int64_t rows[M + 2], columns[M + 2];
     for (int i = 0; i < M + 2; ++i) {
       rows[i] = std::min(tile / tiles.columns * M + i, s.h - 1) * s.w * s.c;
@@ -197,7 +258,7 @@ void transform_image(const Shape& s, const float* image, int64_t first, int64_t 
       for (int i = 0; i < M + 2; ++i)
         for (int j = 0; j < M + 2; ++j) pixels[i][j] = vector_at(image, rows[i] + columns[j] + c);
       both_ways<M + 2, M + 2>(pixels, result, Filtering<M>::image);
-      store<M + 2>(result, to + c, layout.step());
+      to.put(result, at, c);
     }
   }
 }
@@ -212,18 +273,18 @@ inline void for_pixels(const Shape& s, int64_t tile, const Visit& visit) {
       if (y + i < s.oh && x + j < s.ow) visit(i, j, ((y + i) * s.ow + x + j) * s.f);
 }
 
-// out[...] = A' m A + bias for tiles [first, first + count) of an output.
+// out[...] = A' m A + bias for tiles [first, first + count) of an output, with m = sums[at ...].
 template <int M>
-void inverse_transform_output(const Shape& s, const Transformed& layout, const float* m,
+void inverse_transform_output(const Shape& s, Transformed<Floats>& sums, int64_t at,
                               const float* bias, bool relu, int64_t first, int64_t count,
                               float* out) {
   const Vector least = Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
-  for (int64_t tile = first; tile < first + count; ++tile, m += s.f)
+  for (int64_t tile = first; tile < first + count; ++tile, ++at)
     for (int64_t f = 0; f < s.f; f += kLanes) {
-      Square<M + 2> sums;
+      Square<M + 2> m;
       Square<M> result;
-      load<M + 2>(sums, m + f, layout.step());
-      both_ways<M, M + 2>(sums, result, Filtering<M>::output);
+      sums.get(at, f, m);
+      both_ways<M, M + 2>(m, result, Filtering<M>::output);
       for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
         const Vector sum = result[i][j] + vector_at(bias, f);
         // Not a number stays so.
@@ -232,31 +293,33 @@ void inverse_transform_output(const Shape& s, const Transformed& layout, const f
     }
 }
 
-// to[...] = A dy A' for tiles [first, first + count) of an output's gradient dy.
-template <int M>
+// to[at ...] = A dy A' for tiles [first, first + count) of an output's gradient dy.
+template <int M, typename Layout>
 void transform_output_gradient(const Shape& s, const float* grad, int64_t first, int64_t count,
-                               const Transformed& layout, float* to) {
-  for (int64_t tile = first; tile < first + count; ++tile, to += s.f)
+                               int64_t at, Transformed<Layout>& to) {
+  for (int64_t tile = first; tile < first + count; ++tile, ++at)
     for (int64_t f = 0; f < s.f; f += kLanes) {
       Square<M> pixels = {};
       Square<M + 2> result;
       for_pixels<M>(s, tile,
                     [&](int i, int j, int64_t from) { pixels[i][j] = vector_at(grad, from + f); });
       both_ways<M + 2, M>(pixels, result, Filtering<M>::output_gradient);
-      store<M + 2>(result, to + f, layout.step());
+      to.put(result, at, f);
     }
 }
 
-// [elements, c, f] = G g G' of a kernel [3, 3, c, f].
-template <int M>
-void transform_kernel(const Shape& s, const float* kernel, float* to) {
+// Returns [elements, c, f] = G g G' of a kernel [3, 3, c, f].
+template <int M, typename Layout>
+Transformed<Layout> transform_kernel(const Shape& s, const float* kernel) {
+  Transformed<Layout> to(kElements<M>, s.c, s.f);
   for (int64_t x = 0, size = s.c * s.f; x < size; x += kLanes) {
     Square<3> filter;
     Square<M + 2> result;
     load<3>(filter, kernel + x, size);
     both_ways<M + 2, 3>(filter, result, Filtering<M>::kernel);
-    store<M + 2>(result, to + x, size);
+    to.put(result, x / s.f, x % s.f);
   }
+  return to;
 }
 
 // A kernel's gradient [3, 3, c, f] = G' m G of sums m [elements, c, f].
@@ -271,45 +334,48 @@ void inverse_transform_kernel_gradient(const Shape& s, const float* m, float* ke
   }
 }
 
-// Some tiles' sums over channels: [tiles, c] by [c, f].
+// Some tiles' sums over channels: [tiles, depth] by [depth, f], where `depth` counts the numbers that
+// hold a tile's channels.
+template <typename Number>
 struct WinogradTile {
-  const Shape& s;
-  const float *tiles, *kernel;
+  int64_t depth, f;
+  const Number *tiles, *kernel;
   float* out;
 
   template <int A, int B>
   void run(int64_t a, int64_t b) const {
     Vector sums[A][B] = {};
-    add_outer_products<A, B>(tiles + a * s.c, s.c, 1, kernel + b, s.f, s.c, sums);
-    store<A, B>(sums, out + a * s.f + b, s.f);
+    add_outer_products<A, B>(tiles + a * depth, depth, 1, kernel + b, f, depth, sums);
+    store<A, B>(sums, out + a * f + b, f);
   }
 };
 
 // Convolves images [begin, end) with a transformed kernel [elements, c, f]. Each result goes to
 // output(i); done(i) is called when it is whole, before output(i + 1) is written to. A strip may
 // hold tiles of several images.
-template <int M, typename Images, typename Output, typename Done>
+template <int M, typename Type, typename Images, typename Output, typename Done>
 void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
-                       const float* kernel, const float* bias, bool relu, const Output& output,
-                       const Done& done) {
+                       const Transformed<typename Type::Kernel>& kernel, const float* bias, bool relu,
+                       const Output& output, const Done& done) {
   struct Run {
     int64_t image, first, count;
   };
+  using Number = typename Type::Images::Number;
   const int64_t all = Tiles<M>(s).count;
-  Strip strip = Strip::of<M>(s, (end - begin) * all);
+  Strip<M, typename Type::Images, Floats> strip(s, (end - begin) * all, Type::kBytes, 4);
   std::vector<Run> runs;
   int64_t filled = 0;
   const auto finish = [&] {
     for (int k = 0; k < kElements<M>; ++k) {
-      WinogradTile tile{s, strip.inputs() + k * strip.in.step(), kernel + k * s.c * s.f,
-                        strip.outputs() + k * strip.out.step()};
+      WinogradTile<Number> tile{Type::Images::size(1, s.c), s.f, strip.in.element(k),
+                                kernel.element(k), strip.out.element(k)};
       cover<kShort>(0, filled, s.f, tile);
     }
-    const float* sums = strip.outputs();
+    int64_t at = 0;
     for (const Run& run : runs) {
-      inverse_transform_output<M>(s, strip.out, sums, bias, relu, run.first, run.count,
+      inverse_transform_output<M>(s, strip.out, at, bias, relu, run.first, run.count,
                                   output(run.image));
-      sums += run.count * s.f;
+      at += run.count;
       if (run.first + run.count == all) done(run.image);
     }
     runs.clear();
@@ -319,7 +385,7 @@ void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t en
     const float* image = images[i];
     for (int64_t first = 0, count; first < all; first += count) {
       count = std::min(all - first, strip.tiles - filled);
-      transform_image<M>(s, image, first, count, strip.in, strip.inputs() + filled * s.c);
+      transform_image<M>(s, image, first, count, filled, strip.in);
       runs.push_back({i, first, count});
       filled += count;
       if (filled == strip.tiles) finish();
@@ -328,38 +394,39 @@ void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t en
   finish();
 }
 
-// A block of a transformed kernel's gradient: [c, tiles] by [tiles, f].
+// A block of a transformed kernel's gradient: [c, depth] by [depth, f], where `depth` counts the
+// numbers that hold a channel's tiles.
+template <typename Number>
 struct WinogradGradientTile {
   const Shape& s;
-  const float *image, *grad;
+  const Number *image, *grad;
   float* sum;
-  int64_t tiles;
+  int64_t depth;
 
   template <int A, int B>
   void run(int64_t a, int64_t b) const {
     Vector sums[A][B];
     load<A, B>(sums, sum + a * s.f + b, s.f);
-    add_outer_products<A, B>(image + a, 1, s.c, grad + b, s.f, tiles, sums);
+    add_outer_products<A, B>(image + a, 1, s.c, grad + b, s.f, depth, sums);
     store<A, B>(sums, sum + a * s.f + b, s.f);
   }
 };
 
 // Sums the gradients of a transformed kernel over images. A strip may hold tiles of several.
-template <int M>
+template <int M, typename Type>
 class WinogradGradients {
  public:
   static int64_t size(const Shape& s) { return kElements<M> * s.c * s.f; }
 
   WinogradGradients(const Shape& s, float* sums)
-      : s_(s), sums_(sums), strip_(Strip::of<M>(s, s.n * Tiles<M>(s).count)) {}
+      : s_(s), sums_(sums), strip_(s, s.n * Tiles<M>(s).count, Type::kBytes, Type::kBytes) {}
 
   void add(const float* image, const float* grad) {
     const int64_t all = Tiles<M>(s_).count;
     for (int64_t first = 0, count; first < all; first += count) {
       count = std::min(all - first, strip_.tiles - filled_);
-      transform_image<M>(s_, image, first, count, strip_.in, strip_.inputs() + filled_ * s_.c);
-      transform_output_gradient<M>(s_, grad, first, count, strip_.out,
-                                   strip_.outputs() + filled_ * s_.f);
+      transform_image<M>(s_, image, first, count, filled_, strip_.in);
+      transform_output_gradient<M>(s_, grad, first, count, filled_, strip_.out);
       filled_ += count;
       if (filled_ == strip_.tiles) finish();
     }
@@ -367,10 +434,10 @@ class WinogradGradients {
 
   // To be called after the last image.
   void finish() {
+    using Number = typename Type::Tiles::Number;
     for (int k = 0; k < kElements<M>; ++k) {
-      WinogradGradientTile tile{s_, strip_.inputs() + k * strip_.in.step(),
-                                strip_.outputs() + k * strip_.out.step(),
-                                sums_ + k * s_.c * s_.f, filled_};
+      WinogradGradientTile<Number> tile{s_, strip_.in.element(k), strip_.out.element(k),
+                                        sums_ + k * s_.c * s_.f, Type::Tiles::size(filled_, 1)};
       cover<kShort>(0, s_.c, s_.f, tile);
     }
     filled_ = 0;
@@ -379,16 +446,17 @@ class WinogradGradients {
  private:
   const Shape& s_;
   float* sums_;
-  Strip strip_;
+  Strip<M, typename Type::Tiles, typename Type::Tiles> strip_;
   int64_t filled_ = 0;
 };
 
 // Returns the side of the tiles that are fastest, 0 if it is the definition: tiles reach over an
-// edge that they do not divide, and every strip walks over all of the transformed kernel.
-int best_tile(const Shape& s) {
+// edge that they do not divide, and every strip walks over all of the transformed kernel, whose
+// numbers have so many bytes.
+int best_tile(const Shape& s, int64_t bytes) {
   if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.c % 16) return 0;
   const int64_t by_2 = kElements<2> * Tiles<2>(s).count, by_4 = kElements<4> * Tiles<4>(s).count;
-  if (3 * by_4 <= 2 * by_2 && 4 * kElements<4> * s.c * s.f <= kKernelBytes) return 4;
+  if (3 * by_4 <= 2 * by_2 && bytes * kElements<4> * s.c * s.f <= kKernelBytes) return 4;
   return by_2 < 9 * s.oh * s.ow ? 2 : 0;
 }
 

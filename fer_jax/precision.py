@@ -1,0 +1,48 @@
+"""What `config.model.dtype` means on the machine that trains.
+
+On an accelerator `bfloat16` is the type of activations. A processor with instructions for it
+(AVX512_BF16) trains faster if activations stay float32 and the C++ rounds what it multiplies in 3x3
+convolutions: the factors of Winograd's filtering (`ops/cpp/winograd.h`). Sums, and everything else,
+are float32. `auto` is that where the processor has it, and float32 elsewhere. What has been trained
+is evaluated in the type of its activations.
+"""
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import jax
+
+from fer_jax.ops import native
+
+
+class Precision(NamedTuple):
+    """How a step computes."""
+
+    activations: str  # float32 or bfloat16
+    rounds_factors: bool  # whether the C++ multiplies in bfloat16
+
+    def products(self) -> AbstractContextManager[None]:
+        """Has what is traced in it multiply so."""
+        if self.rounds_factors:
+            return jax.default_matmul_precision(native.ROUNDED)
+        return contextlib.nullcontext()
+
+    def convolutions(self) -> str:
+        """Returns what runs convolutions, as a record names it."""
+        return native.convolutions() + (" bfloat16" if self.rounds_factors else "")
+
+
+def choose(dtype: str) -> Precision:
+    """Decides how to train; call it once devices have been started.
+
+    Args:
+      dtype: `config.model.dtype`.
+
+    Returns:
+      The precision. On a CPU without instructions for bfloat16 it is float32, whatever was asked
+      for: XLA's bfloat16 takes five times as long there.
+    """
+    if jax.default_backend() != "cpu":
+        return Precision("float32" if dtype == "auto" else dtype, rounds_factors=False)
+    return Precision("float32", rounds_factors=dtype != "float32" and native.has_bfloat16())
