@@ -1,6 +1,6 @@
 """Architecture 02 at batch 96 with factors in bfloat16, see `fer_jax.precision`.
 
-    uv run launch.py --mode=study --experiments=arch02_bs96,arch02_bs96_bfloat16 --seeds=3
+uv run launch.py --mode=study --experiments=arch02_bs96,arch02_bs96_bfloat16 --seeds=3
 """
 
 import runpy

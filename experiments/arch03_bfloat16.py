@@ -1,6 +1,6 @@
 """Architecture 03 with factors in bfloat16, see `fer_jax.precision`.
 
-    uv run launch.py --mode=study --experiments=arch03,arch03_bfloat16 --seeds=3
+uv run launch.py --mode=study --experiments=arch03,arch03_bfloat16 --seeds=3
 """
 
 import runpy

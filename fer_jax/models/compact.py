@@ -60,7 +60,7 @@ class Compact(nn.Module):
         if self.width < 16 or self.width % 16:
             raise ConfigError(f"config.model.width is {self.width}; it must be 16, 32, 48, ...")
 
-        def conv_norm(x, features, name):
+        def conv_norm(x, features, name, relu):
             conv = Conv(
                 features,
                 (3, 3),
@@ -69,7 +69,8 @@ class Compact(nn.Module):
                 kernel_init=dirac if self.dirac_init else he_normal,
                 name=f"conv{name}",
             )
-            return BatchNorm(self.axis_name, name=f"norm{name}")(conv(x), train=train)
+            norm = BatchNorm(self.axis_name, relu=relu, name=f"norm{name}")
+            return norm(conv(x), train=train)
 
         x = images.astype(self.dtype)
         for stage in range(1, STAGES + 1):
@@ -78,11 +79,13 @@ class Compact(nn.Module):
             elif stage > 1:
                 x = MaxPool((2, 2), (2, 2), name=f"pool{stage - 1}")(x)
             features = self.width * 2 ** (stage - 1)
-            shortcut = x = nn.relu(conv_norm(x, features, f"{stage}_1"))
-            x = conv_norm(x, features, f"{stage}_2")
+            shortcut = x = conv_norm(x, features, f"{stage}_1", relu=True)
+            last = not (self.residual or self.squeeze_excitation)
+            x = conv_norm(x, features, f"{stage}_2", relu=last)
             if self.squeeze_excitation:
                 x = SqueezeExcitation(dtype=self.dtype, name=f"excite{stage}")(x)
-            x = nn.relu(x + shortcut if self.residual else x)
+            if not last:
+                x = nn.relu(x + shortcut if self.residual else x)
         x = GlobalAvgPool(name="pool")(x)
         x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

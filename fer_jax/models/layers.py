@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from fer_jax import ops
 from fer_jax.ops.depthwise import depthwise_conv
+from fer_jax.ops.norm import per_channel
 
 # He et al. 2015, eq. 10: the spread that keeps the variance of ReLU activations layer after layer.
 he_normal = nn.initializers.he_normal()
@@ -325,24 +326,37 @@ class BatchNorm(nn.Module):
       axis_name: mesh axis the batch is sharded over; None outside `shard_map`.
       momentum: share of the running statistics kept at a step.
       epsilon: added to the variance.
+      relu: whether ReLU follows, which a CPU then computes in one go, and its gradient.
     """
 
     axis_name: str | None = None
     momentum: float = 0.99
     epsilon: float = 1e-3
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises `x`, `[batch, ..., channels]` float, over all axes but the last."""
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            axis_name=self.axis_name if train and not self.is_initializing() else None,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            dtype=jnp.float32,
-        )
-        nn.share_scope(self, norm)  # its parameters are this layer's, one level up
-        return norm(x.astype(jnp.float32)).astype(x.dtype)
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        out = x.astype(jnp.float32)
+        if train:
+            initializing = self.is_initializing()
+            axis_name = None if initializing else self.axis_name
+            options = {"epsilon": self.epsilon, "axis_name": axis_name, "relu": self.relu}
+            out, *found = ops.batch_norm(out, scale, bias, **options)
+            if not initializing:
+                for running, now in zip((mean, var), found, strict=True):
+                    running.value = self.momentum * running.value + (1 - self.momentum) * now
+        else:
+            factor = lax.rsqrt(var.value + self.epsilon) * scale
+            mean_, factor, bias = (per_channel(out, v) for v in (mean.value, factor, bias))
+            out = (out - mean_) * factor + bias
+            out = nn.relu(out) if self.relu else out
+        return out.astype(x.dtype)
 
 
 # The layers that a table of a network shows, each as one row.

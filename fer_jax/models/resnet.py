@@ -44,7 +44,7 @@ class ResNet50(nn.Module):
             dtype=self.dtype,
             name="conv1",
         )
-        x = nn.relu(_norm(self.axis_name, name="norm1")(conv(x), train=train))
+        x = _norm(self.axis_name, relu=True, name="norm1")(conv(x), train=train)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # zeros, the least a ReLU gives
         x = MaxPool((3, 3), (2, 2), name="pool1")(x)
         for stage, blocks in enumerate((3, 4, 6, 3)):
@@ -84,7 +84,7 @@ class ResNet18(nn.Module):
         """Maps images to logits; see the module's docstring for shapes."""
         x = images.astype(self.dtype)
         x = Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(_norm(self.axis_name, name="norm1")(x, train=train))
+        x = _norm(self.axis_name, relu=True, name="norm1")(x, train=train)
         for stage in range(4):
             for block in range(2):
                 x = BasicBlock(
@@ -120,7 +120,7 @@ class BasicBlock(nn.Module):
         shortcut = x
         if x.shape[-1] != self.features or self.strides != 1:
             shortcut = conv_norm(x, self.features, 1, self.strides, "_shortcut")
-        x = nn.relu(conv_norm(x, self.features, 3, self.strides, "1"))
+        x = conv_norm(x, self.features, 3, self.strides, "1", relu=True)
         return nn.relu(conv_norm(x, self.features, 3, 1, "2") + shortcut)
 
 
@@ -147,8 +147,8 @@ class Bottleneck(nn.Module):
         shortcut = x
         if x.shape[-1] != out or self.strides != 1:
             shortcut = conv_norm(x, out, 1, self.strides, "_shortcut")
-        x = nn.relu(conv_norm(x, self.features, 1, self.strides, "1"))
-        x = nn.relu(conv_norm(x, self.features, 3, 1, "2"))
+        x = conv_norm(x, self.features, 1, self.strides, "1", relu=True)
+        x = conv_norm(x, self.features, 3, 1, "2", relu=True)
         return nn.relu(conv_norm(x, out, 1, 1, "3") + shortcut)
 
 
@@ -160,8 +160,10 @@ def _conv_norm(
     size: int,
     strides: int,
     name: str,
+    *,
+    relu: bool = False,
 ) -> jax.Array:
-    """A block's convolution, square, and the BatchNorm that follows it."""
+    """A block's convolution, square, and the BatchNorm, and perhaps ReLU, that follow it."""
     conv = Conv(
         features,
         (size, size),
@@ -170,4 +172,4 @@ def _conv_norm(
         dtype=block.dtype,
         name=f"conv{name}",
     )
-    return _norm(block.axis_name, name=f"norm{name}")(conv(x), train=train)
+    return _norm(block.axis_name, relu=relu, name=f"norm{name}")(conv(x), train=train)

@@ -43,7 +43,7 @@ class MiniXception(nn.Module):
             conv = Conv(
                 8, (3, 3), padding="VALID", use_bias=False, dtype=self.dtype, name=f"conv{i}"
             )
-            x = nn.relu(BatchNorm(self.axis_name, name=f"norm{i}")(conv(x), train=train))
+            x = BatchNorm(self.axis_name, relu=True, name=f"norm{i}")(conv(x), train=train)
         for i, features in enumerate((16, 32, 64, 128), start=1):
             module = DownModule(
                 (features, features), False, self.dtype, self.axis_name, name=f"module{i}"

@@ -1,11 +1,13 @@
-"""Operations that are fast on a CPU, XLA's own elsewhere: the layers' convolutions and poolings."""
+"""Operations that are fast on a CPU, XLA's own elsewhere: what networks spend their time on."""
 
 from fer_jax.ops.conv import conv_general_dilated, conv_relu, conv_relu_max_pool
 from fer_jax.ops.depthwise import depthwise_conv
+from fer_jax.ops.norm import batch_norm
 from fer_jax.ops.pool import avg_pool, max_pool
 
 __all__ = [
     "avg_pool",
+    "batch_norm",
     "conv_general_dilated",
     "conv_relu",
     "conv_relu_max_pool",

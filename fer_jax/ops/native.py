@@ -36,6 +36,8 @@ _TARGETS = (
     "pooled_convolution",
     "pooled_kernel_gradient",
     "pooled_image_gradient",
+    "moments",
+    "norm_gradient_sums",
     "depthwise",
     "depthwise_kernel_gradient",
 )
@@ -276,6 +278,44 @@ def pooled_image_gradient(
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (flipped, grad, argmax)
     return _call_dense("pooled_image_gradient", out, *arrays, padding=around, window=pool)
+
+
+def fits_norm(images: Sequence[int]) -> bool:
+    """Returns whether images of this shape are for :func:`moments`, if not empty."""
+    return available() and len(images) == 4 and min(images) > 0 and images[3] % CHANNELS == 0
+
+
+def moments(images: jax.Array) -> jax.Array:
+    """Sums up what batch normalisation needs; the images are read from memory once.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, what :func:`fits_norm`.
+
+    Returns:
+      `[2, channels]` float32: each channel's mean and its variance, about that mean.
+    """
+    out = jax.ShapeDtypeStruct((2, images.shape[3]), jnp.float32)
+    return _call("moments", out, images)
+
+
+def norm_gradient_sums(
+    images: jax.Array, grad: jax.Array, normalisation: jax.Array, *, relu: bool
+) -> jax.Array:
+    """Sums up what the gradient of batch normalisation needs.
+
+    Args:
+      images: as :func:`moments` takes them.
+      grad: of what was made of them, the same shape.
+      normalisation: `[4, channels]` float32: how channels were normalised, by which means and
+        inverse spreads, and which scales and biases followed.
+      relu: whether ReLU followed that.
+
+    Returns:
+      `[2, channels]` float32: sums of the gradient behind ReLU, and of its products with the
+      normalised images.
+    """
+    out = jax.ShapeDtypeStruct((2, images.shape[3]), jnp.float32)
+    return _call("norm_gradient_sums", out, images, grad, normalisation, relu=relu)
 
 
 def fits_depthwise(images: Sequence[int]) -> bool:

@@ -49,6 +49,7 @@ def _check_all() -> None:
         if strides == _ONES:
             for pool in POOLS:
                 check_pooled(normal(*images), normal(*kernel), normal(kernel[3]), padding, pool)
+    check_norm(normal(5, 4, 3, 48), normal(5, 4, 3, 48), normal(2, 48))
     for shape in DEPTHWISE:
         check_depthwise(normal(*shape), normal(3, 3, 1, shape[3]), normal(*shape))
 
@@ -101,6 +102,20 @@ def check_pooled(
         found = native.pooled_image_gradient(flipped, grad, argmax, images.shape, around, pool)
         expected = _convolve(spread, flipped, _ONES, around)
         _compare("image gradient of a pooled convolution", found, expected)
+
+
+def check_norm(images: jax.Array, grad: jax.Array, scale_and_bias: jax.Array) -> None:
+    """Checks what batch normalisation sums up over a batch."""
+    x, g, (scale, bias) = (np.asarray(a, float) for a in (images, grad, scale_and_bias))
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    _compare("moments", native.moments(images), np.stack([mean, var]))
+    normal = (x - mean) / np.sqrt(var)
+    table = jnp.asarray(np.stack([mean, 1 / np.sqrt(var), scale, bias]), jnp.float32)
+    for relu in (False, True):
+        behind = np.where(normal * scale + bias > 0, g, 0) if relu else g
+        expected = np.stack([behind.sum((0, 1, 2)), (behind * normal).sum((0, 1, 2))])
+        found = native.norm_gradient_sums(images, grad, table, relu=relu)
+        _compare("gradient sums of a normalisation", found, expected)
 
 
 def check_depthwise(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> None:

@@ -20,6 +20,7 @@
 
 #include "depthwise.h"
 #include "direct.h"
+#include "norm.h"
 #include "pool.h"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
@@ -495,6 +496,77 @@ auto depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Array images
   };
 }
 
+using Table = ffi::Buffer<ffi::F32, 2>;
+
+// Batches of [n, h, w, c], c a multiple of 16.
+void check_channels(const Array& images) {
+  const Ints in = images.dimensions();
+  check_numbers("an image's shape", Ints(in.begin() + 1, 3), 3, 1);
+  check_range("the number of images", in[0], 1, kMostNumbers);
+  check_size({in[0], in[1], in[2], in[3]});
+  if (in[3] % 16) refuse("the images' last axis", std::to_string(in[3]), "a multiple of 16");
+}
+
+// [2, c]: means, and variances about them.
+auto moments(ffi::ThreadPool pool, int64_t tasks, Array images, ffi::Result<Table> out) {
+  check_channels(images);
+  const Ints in = images.dimensions();
+  const int64_t n = in[0], positions = in[1] * in[2], c = in[3];
+  check_shape("the moments' shape", out->dimensions(), {2, c});
+  return [=, tasks = std::min(tasks, n), images = images.typed_data(), out = out->typed_data()] {
+    std::vector<Moments> parts(tasks * (c / kLanes));
+    run_tasks(pool, tasks, [&](int64_t task) {
+      Moments* part = parts.data() + task * (c / kLanes);
+      bool first = true;
+      for_share(n, task, tasks, [&](int64_t i) {
+        for (int64_t f = 0; f < c; f += kLanes) {
+          const Moments of = Moments::of(images + i * positions * c + f, positions, c);
+          if (first)
+            part[f / kLanes] = of;
+          else
+            part[f / kLanes].add(of);
+        }
+        first = false;
+      });
+    });
+    for (int64_t f = 0; f < c; f += kLanes) {
+      Moments& all = parts[f / kLanes];
+      for (int64_t task = 1; task < tasks; ++task) all.add(parts[(task * c + f) / kLanes]);
+      put_vector(out, f, all.mean);
+      put_vector(out, c + f, all.squares / all.count);
+    }
+  };
+}
+
+// [2, c]: what GradientSums says of a batch. `normalisation` is [4, c], as Normalisation has them.
+auto norm_gradient_sums(ffi::ThreadPool pool, int64_t tasks, bool relu, Array images, Array grad,
+                        Table normalisation, ffi::Result<Table> out) {
+  check_channels(images);
+  const Ints in = images.dimensions();
+  const int64_t n = in[0], positions = in[1] * in[2], c = in[3];
+  check_shape("the gradient's shape", grad.dimensions(), {n, in[1], in[2], c});
+  check_shape("the normalisation's shape", normalisation.dimensions(), {4, c});
+  check_shape("the sums' shape", out->dimensions(), {2, c});
+  return [=, tasks = std::min(tasks, n), images = images.typed_data(), grad = grad.typed_data(),
+          numbers = normalisation.typed_data(), out = out->typed_data()] {
+    const Normalisation how{numbers, numbers + c, numbers + 2 * c, numbers + 3 * c, relu};
+    AlignedBuffer sums = AlignedBuffer::zeros(tasks * 2 * c);
+    run_tasks(pool, tasks, [&](int64_t task) {
+      float* sum = sums.data() + task * 2 * c;
+      for_share(n, task, tasks, [&](int64_t i) {
+        const int64_t at = i * positions * c;
+        for (int64_t f = 0; f < c; f += kLanes) {
+          const auto of = GradientSums::of(how, images + at, grad + at, f, positions, c);
+          put_vector(sum, f, vector_at(sum, f) + of.grads);
+          put_vector(sum, c + f, vector_at(sum, c + f) + of.products);
+        }
+      });
+    });
+    std::memcpy(out, sums.data(), 2 * c * sizeof(float));
+    for (int64_t i = 2 * c; i < tasks * 2 * c; ++i) out[i % (2 * c)] += sums.data()[i];
+  };
+}
+
 // Returns what `work` throws as XLA takes it.
 template <typename Work>
 ffi::Error error_of(const Work& work) {
@@ -571,6 +643,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_kernel_gradient, Handler<pooled_ker
                               POOLED.Arg<Array>().Arg<Array>().Arg<Argmax>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_image_gradient, Handler<pooled_image_gradient>(),
                               POOLED.Arg<Array>().Arg<Array>().Arg<Argmax>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_moments, Handler<moments>(),
+                              SHARED.Arg<Array>().Ret<Table>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_norm_gradient_sums, Handler<norm_gradient_sums>(),
+    SHARED.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Table>().Ret<Table>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise, Handler<depthwise>(),
                               SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise_kernel_gradient,
