@@ -158,6 +158,24 @@ def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error)
 
 
 @needs_library
+@pytest.mark.parametrize("channels", [16, 64])
+@pytest.mark.parametrize("size", [(12, 12), (9, 14)], ids=str)
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_gradients_behind_strides_of_2_are_those_of_factors_in_bfloat16(channels, size, padding):
+    """There they are computed as if the strides were 1."""
+    lhs, rhs = normal(3, *size, channels), normal(3, 3, channels, 32)
+
+    def both(f):
+        out, vjp = jax.vjp(lambda *xs: f(*xs, (2, 2), padding), jnp.asarray(lhs), jnp.asarray(rhs))
+        return vjp(jnp.asarray(normal(*out.shape)))
+
+    with jax.default_matmul_precision(native.ROUNDED):
+        found = both(conv)
+    for x, y in zip(found, both(lax_conv), strict=True):
+        assert rms_error(x, y) < 0.014
+
+
+@needs_library
 @pytest.mark.parametrize(
     ("number", "nearest"),
     [

