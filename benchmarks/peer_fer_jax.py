@@ -24,6 +24,7 @@ def measure(args):
     config.model.name = args.model
     if args.model in ("compact", "resnet18"):
         config.model.width = WIDTH
+    config.model.dtype = "bfloat16" if args.bfloat16 else "float32"
     config.train.batch_size = args.batch
     model, mesh = loop.create_network(config)
     labels = np.zeros(args.batch * STEPS_PER_EPOCH, np.uint8)
@@ -61,4 +62,4 @@ def measure(args):
 
 
 if __name__ == "__main__":
-    run_worker(measure)
+    run_worker(measure, "--bfloat16")

@@ -60,6 +60,16 @@ def test_ratios_are_paired_by_round(cpu_peers, runs):
     assert train["ratio"]["torch_compile"] == {"median": 2.5, "min": 2.5, "max": 2.5, "n": 1}
 
 
+def test_bfloat16_is_compared_with_bfloat16_where_it_was_measured(cpu_peers):
+    runs = [_run(0, "fer_jax", 1000.0, flops=1), _run(0, "torch_bf16", 500.0)]
+    ratio = cpu_peers.summarize(runs, PEAKS)["cases"]["arch02_bs96"]["train"]["ratio"]
+    assert ratio["torch_bf16"]["median"] == 2.0
+    runs += [_run(0, "fer_jax_bf16", 1500.0), _run(0, "torch", 250.0)]
+    ratio = cpu_peers.summarize(runs, PEAKS)["cases"]["arch02_bs96"]["train"]["ratio"]
+    assert ratio["torch_bf16"]["median"] == 3.0
+    assert ratio["torch"]["median"] == 4.0
+
+
 def test_share_of_peak_counts_three_passes_in_training_and_one_in_evaluation(cpu_peers, runs):
     summary = cpu_peers.summarize(runs, PEAKS)
     case = summary["cases"]["arch02_bs96"]
@@ -108,11 +118,12 @@ def test_networks_that_differ_are_refused(cpu_peers, runs):
 
 
 def test_peers_take_turns_in_coming_first(cpu_peers):
-    orders = [cpu_peers.order_of(turn, True, turn == 0) for turn in range(6)]
+    orders = [cpu_peers.order_of(turn, True, turn == 0) for turn in range(7)]
     assert sorted(orders[0]) == sorted(cpu_peers.PEERS)
     first = {order[0] for order in orders[1:]}
-    assert first == {"fer_jax", "fer_jax_xla", "keras", "torch", "torch_bf16"}
-    assert cpu_peers.order_of(1, False, False) == ["fer_jax_xla", "keras", "fer_jax"]
+    assert first == {p for p in cpu_peers.PEERS if not p.endswith("_compile")}
+    names = ["fer_jax_bf16", "fer_jax_xla", "keras", "fer_jax"]
+    assert cpu_peers.order_of(1, False, False) == names
 
 
 def test_a_failed_worker_leaves_its_last_words(cpu_peers):
