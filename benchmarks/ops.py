@@ -2,6 +2,7 @@
 
     python benchmarks/ops.py            # prints a table, writes results/cpu_ops.json
     FER_JAX_NATIVE=0 python benchmarks/ops.py --output=results/cpu_ops_xla.json   # without C++
+    python benchmarks/ops.py --output=results/cpu_ops_bfloat16.json   # on a processor that has it
 
 Each of ours and autodiff's runs alone as a compiled function; the two take turns. A number is the
 fastest of `--repeats` calls, so that other work on the machine does not enter into it. How results
@@ -32,6 +33,7 @@ _BATCH = flags.DEFINE_integer("batch", 96, "images")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "calls of each function")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RECORD, RECORD_XLA = RESULTS / "cpu_ops.json", RESULTS / "cpu_ops_xla.json"
+RECORD_BFLOAT16 = RESULTS / "cpu_ops_bfloat16.json"
 DOCUMENT = RESULTS.parent / "docs" / "performance.md"
 _OUTPUT = flags.DEFINE_string(
     "output", str(RECORD), "where the record goes; docs/performance.md shows the committed ones"
@@ -100,7 +102,34 @@ def main(argv: list[str]) -> None:
 def updated_document(text: str) -> str:
     """Returns the text of `docs/performance.md` with the tables of the records in their place."""
     found, without = (json.loads(path.read_text(encoding="utf-8")) for path in (RECORD, RECORD_XLA))
-    return markdown.replace_block(text, "ops", f"\n{format_tables(found, without)}\n")
+    text = markdown.replace_block(text, "ops", f"\n{format_tables(found, without)}\n")
+    rounded = json.loads(RECORD_BFLOAT16.read_text(encoding="utf-8"))
+    return markdown.replace_block(text, "ops-bfloat16", f"\n{format_bfloat16(rounded)}\n")
+
+
+def format_bfloat16(found: dict[str, Any]) -> str:
+    """Returns a record of a processor that has bfloat16 as Markdown."""
+    kinds = {"forward": "Forward", "image_gradient": "Image", "kernel_gradient": "Kernel"}
+    header = ["Layer"]
+    for title in kinds.values():
+        header += [f"{title}, float32", "bfloat16", "error"]
+    rows = []
+    for name in CONVOLUTIONS:
+        layer = found["layers"][name]
+        if "forward_bfloat16" not in layer["ms"] or name.endswith("conv1"):
+            continue  # the first layer has one channel, and stays float32
+        row = [name]
+        for kind in kinds:
+            rounded = kind + "_bfloat16"
+            row += [f"{layer['ms'][kind]:.1f}", f"{layer['ms'][rounded]:.1f}"]
+            row.append(f"{layer['rounding'][rounded]:.2%}")
+        rows.append(row)
+    where = record.device_name(found["environment"]["device"])
+    return (
+        f"{where}, batch {found['batch']}; milliseconds, and the root mean square error of "
+        "bfloat16 by the result's root mean square. Image and Kernel are gradients.\n\n"
+        f"{markdown.table(header, rows)}"
+    )
 
 
 def format_tables(found: dict[str, Any], without: dict[str, Any]) -> str:
@@ -210,6 +239,13 @@ def _convolution(layer, peak, side, channels, filters, kernel):
 
         return jax.jit(f)  # what is not asked for is not computed
 
+    def rounded(call):
+        def f(*arguments):
+            with jax.default_matmul_precision(native.ROUNDED):
+                return call(*arguments)
+
+        return f
+
     calls = {}
     for suffix, conv in {
         "": ops.conv_general_dilated,
@@ -218,6 +254,9 @@ def _convolution(layer, peak, side, channels, filters, kernel):
         calls["forward" + suffix] = functools.partial(jax.jit(applied(conv)), x, w)
         calls["image_gradient" + suffix] = functools.partial(gradient(conv, 0), x, w, grad)
         calls["kernel_gradient" + suffix] = functools.partial(gradient(conv, 1), x, w, grad)
+    if native.has_bfloat16():
+        ours = [name for name in calls if not name.endswith("_autodiff")]
+        calls |= {f"{name}_bfloat16": rounded(calls[name]) for name in ours}
     ms = _times_ms(calls)
     rates = {name: round(1e3 * gflop / t, 1) for name, t in ms.items()}
     share = {name: round(rate / peak, 2) for name, rate in rates.items()}
@@ -251,7 +290,7 @@ def _rounding(calls, x, w, grad):
         exact = [np.asarray(a) for a in exact]
     errors = {}
     for name, call in calls.items():
-        kind = name.removesuffix("_autodiff")
+        kind = name.removesuffix("_autodiff").removesuffix("_bfloat16")
         reference = exact[("forward", "image_gradient", "kernel_gradient").index(kind)]
         off = np.square(np.asarray(call()) - reference).mean() / np.square(reference).mean()
         errors[name] = float(f"{np.sqrt(off):.2e}")

@@ -32,3 +32,6 @@ def test_records_are_with_and_without_the_library(benchmark):
     assert found["environment"]["convolutions"] == "native"
     assert without["environment"]["convolutions"] == "xla"
     assert found["layers"].keys() == without["layers"].keys()
+    rounded = json.loads(benchmark.RECORD_BFLOAT16.read_text())
+    assert "avx512_bf16" in rounded["environment"]["device"]["cpu_features"]
+    assert rounded["layers"].keys() == found["layers"].keys()

@@ -156,6 +156,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "cost": lambda: cost.table(runs, sources.imported),
         "openings": lambda: words.openings(runs, _studied(sources.factors)),
         "other-runs": lambda: tables.other_table(runs),
+        "precision": lambda: tables.precision_table(runs),
         "calibration": lambda: tables.calibration_table(runs),
         "mistakes": lambda: _mistakes(sources, drawn),
         "shared-mistakes": lambda: words.shared_mistakes(runs),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,16 @@ def loss_at(history: list[dict[str, Any]], accuracy: float) -> float | None:
 def binomial_error(accuracy: float, count: int) -> float:
     """Returns the standard error of an accuracy on `count` images, sqrt(p (1 - p) / n)."""
     return math.sqrt(accuracy * (1 - accuracy) / count)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean, by Student's t; of two values or more."""
+    from scipy.stats import t  # takes a second to import
+
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    reach = float(t.ppf(0.975, len(values) - 1) * error)
+    mean = float(np.mean(values))
+    return mean - reach, mean + reach
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:

@@ -316,6 +316,42 @@ def other_table(runs: Runs) -> str:
     return _table_of_rows(header, rows, []) or "None."
 
 
+def precision_table(runs: Runs) -> str:
+    """Returns what bfloat16 changes on a CPU, seed by seed: experiments that there are twice."""
+    header = (
+        "Network",
+        "Seeds",
+        "valid, float32",
+        "valid, bfloat16",
+        "Difference",
+        "95 % interval",
+    )
+    rows = []
+    for name, found in runs.items():
+        rounded = {r["seed"]: r for r in found if r["convolutions"] == "native bfloat16"}
+        exact = {
+            r["seed"]: r
+            for r in runs.get(name.removesuffix("_bfloat16"), [])
+            if r["convolutions"] == "native"
+        }
+        seeds = sorted(rounded.keys() & exact.keys())
+        if len(seeds) < 2:
+            continue
+        before, after = (
+            [of[seed]["metrics"]["valid"]["accuracy"] for seed in seeds] for of in (exact, rounded)
+        )
+        differences = [100 * (b - a) for a, b in zip(before, after, strict=True)]
+        low, high = statistics.mean_interval(differences)
+        rows.append(
+            [
+                *(title(name.removesuffix("_bfloat16")), len(seeds)),
+                *(records.spread(before), records.spread(after)),
+                *(f"{np.mean(differences):+.2f} points", f"{low:+.2f} to {high:+.2f}"),
+            ]
+        )
+    return _table_or_not(header, rows)
+
+
 @cache
 def layers_table(experiment: str) -> str:
     """Returns a network's layers, as in the paper's figures 6 to 8."""
