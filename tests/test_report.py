@@ -289,6 +289,26 @@ def test_an_ensemble_has_no_epochs_and_no_time(tmp_path):
     assert "**0.500** on PrivateTest" in words.verdict(loaded(record(accuracy=0.1)) | runs)
 
 
+def test_bfloat16_is_compared_seed_by_seed_with_float32_on_a_cpu():
+    exact = [record(seed, convolutions="native") for seed in range(4)]
+    rounded = [record(seed, convolutions="native bfloat16") for seed in range(3)]
+    for found, accuracy in zip(exact, (0.50, 0.51, 0.52, 0.99), strict=True):
+        found["metrics"]["valid"]["accuracy"] = accuracy
+    for found, change in zip(rounded, (0.01, -0.01, 0.03), strict=True):
+        found["metrics"]["valid"]["accuracy"] = 0.50 + found["seed"] / 100 + change
+    runs = {"arch02_bs96": exact, "arch02_bs96_bfloat16": rounded}
+    row = tables.precision_table(runs).splitlines()[2]
+    # Differences of 1, -1 and 3 points: deviation 2, and 4.303 is Student's t of two.
+    assert row == (
+        "| Architecture 02, batch 96 | 3 | 0.510 ± 0.010 | 0.520 ± 0.020 | +1.00 points "
+        "| -3.97 to +5.97 |"
+    )
+    assert "Not measured" in tables.precision_table({"arch02_bs96": exact})
+    # XLA's bfloat16, and one seed alone, are no such comparison.
+    for found in ([record(), record(1)], rounded[:1]):
+        assert "Not measured" in tables.precision_table(runs | {"arch02_bs96_bfloat16": found})
+
+
 def test_a_metric_that_a_record_lacks_is_a_dash():
     old = record(1)
     old["metrics"]["test"] = {k: v for k, v in old["metrics"]["test"].items() if k != "macro_f1"}

@@ -16,7 +16,7 @@ _PEERS = {
     "fer_jax_xla": "itself, without C++",
     "keras": "Keras on TensorFlow without XLA",
     "torch": "PyTorch",
-    "torch_bf16": "PyTorch in bfloat16",
+    "torch_bf16": "PyTorch, both in bfloat16",
 }
 
 

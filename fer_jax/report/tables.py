@@ -328,11 +328,11 @@ def precision_table(runs: Runs) -> str:
     )
     rows = []
     for name, found in runs.items():
-        rounded = {r["seed"]: r for r in found if r["convolutions"] == "native bfloat16"}
+        rounded = {r["seed"]: r for r in found if r.get("convolutions") == "native bfloat16"}
         exact = {
             r["seed"]: r
             for r in runs.get(name.removesuffix("_bfloat16"), [])
-            if r["convolutions"] == "native"
+            if r.get("convolutions") == "native"
         }
         seeds = sorted(rounded.keys() & exact.keys())
         if len(seeds) < 2:
