@@ -1,10 +1,11 @@
 """What `config.model.dtype` means on the machine that trains.
 
 On an accelerator `bfloat16` is the type of activations. A processor with fast instructions for it
-(AMD's AVX512_BF16) trains faster if activations stay float32 and the C++ rounds what it multiplies
-in 3x3 convolutions: the factors of Winograd's filtering (`ops/cpp/winograd.h`). Sums, and all else,
-are float32. `auto` is that where the processor has it, and float32 elsewhere. What has been trained
-is evaluated in the type of its activations.
+(AMD's AVX512_BF16, Intel's AMX) trains faster if activations stay float32 and the C++ rounds what
+it multiplies in convolutions: the factors of Winograd's filtering (`ops/cpp/winograd.h`), or images
+and kernels as they are (`ops/cpp/amx.h`). Sums, and all else, are float32. `auto` is that where the
+processor has it, and float32 elsewhere. What has been trained is evaluated in the type of its
+activations.
 """
 
 import contextlib

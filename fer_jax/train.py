@@ -139,7 +139,7 @@ def _build(
     if config.model.dtype == "bfloat16" and precise == ("float32", False):
         log.warning(
             "Training in float32: config.model.dtype is bfloat16, for which a CPU must be one "
-            "of AMD's with AVX512_BF16, and the convolutions in C++"
+            "of AMD's with AVX512_BF16 or of Intel's with AMX, and the convolutions in C++"
         )
     for name, value in arithmetic.items():
         if before and before[name] != value:

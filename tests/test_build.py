@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from fer_jax.machine import environment
@@ -333,6 +334,7 @@ exec {real} -shared -fPIC {source} -o "$1"
 
 COMPILERS = ["g++", "clang++"]
 STRICT = ("-Wall", "-Wextra", "-Werror")
+EMULATED = "-DFER_JAX_EMULATED_AMX"
 
 
 def compiler_or_skip(name):
@@ -353,19 +355,93 @@ def test_the_source_has_no_warnings(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(build.platform.machine() != "x86_64", reason="levels of x86-64")
 @pytest.mark.parametrize(
-    ("name", "level"),
+    ("name", "level", "more"),
     [
-        *itertools.product(COMPILERS, ["x86-64", "x86-64-v3"]),  # vectors of 4 and 8
-        ("clang++", "native"),  # all other tests run what is compiled for it, mostly by GCC
+        *itertools.product(COMPILERS, ["x86-64", "x86-64-v3"], [()]),  # vectors of 4 and 8
+        ("clang++", "native", ()),  # all other tests run what is compiled for it, mostly by GCC
+        ("g++", "native", (EMULATED,)),
+        ("clang++", "x86-64", (EMULATED,)),
     ],
 )
-def test_every_length_of_vector_is_right_and_without_warnings(name, level, tmp_path):
+def test_every_length_of_vector_is_right_and_without_warnings(name, level, more, tmp_path):
     path = tmp_path / "native.so"
     if level == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX2")
     flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
-    build.compile_library([compiler_or_skip(name)], path, (*flags, f"-march={level}", *STRICT))
+    build.compile_library(
+        [compiler_or_skip(name)], path, (*flags, f"-march={level}", *STRICT, *more)
+    )
     build._try_out(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.platform.machine() != "x86_64", reason="instructions of x86-64")
+@pytest.mark.parametrize("name", COMPILERS)
+def test_the_code_for_amx_is_compiled_without_warnings(name, tmp_path):
+    path = tmp_path / "native.so"
+    flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
+    build.compile_library(
+        [compiler_or_skip(name)], path, (*flags, "-march=sapphirerapids", *STRICT)
+    )
+    sums_0_add_4_times_6 = bytes.fromhex("c4e24a5cc4")  # tdpbf16ps tmm0, tmm4, tmm6
+    assert sums_0_add_4_times_6 in path.read_bytes()
+
+
+AMX_PROGRAM = """
+#include <cstdio>
+#include "amx.h"
+
+int main() {
+  if (!has_amx()) return 3;
+  [[maybe_unused]] AmxScope scope;
+  uint32_t tiles[3][16][16];
+  if (std::fread(tiles, sizeof tiles, 1, stdin) != 1) return 1;
+  load_tile<0>(tiles[0], 64);
+  load_tile<4>(tiles[1], 64);
+  load_tile<6>(tiles[2], 64);
+  multiply_tiles<0, 4, 6>();
+  store_tile<0>(tiles[0], 64);
+  return std::fwrite(tiles[0], sizeof tiles[0], 1, stdout) != 1;
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(EMULATED,), ("-march=native",)], ids=["emulated", "real"])
+def test_products_of_tiles_are_what_the_manual_says_to_the_bit(flags, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape):  # with all that bfloat16 rounds away, zeros, and what is too small
+        scale = rng.choice([1, 2.0**-70, 2.0**-130, 0], shape, p=[0.7, 0.1, 0.1, 0.1])
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def flushed(x):
+        return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), np.float32(x))
+
+    sums, a, b = numbers(16, 16), numbers(16, 32), numbers(32, 16)
+    a, b = ((x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (a, b))
+    parts = np.zeros((2, 16, 16), np.float32)
+    for k in range(32):  # products of bfloat16 are exact in float64
+        product = np.outer(flushed(a[:, k]).astype(float), flushed(b[k]).astype(float))
+        with np.errstate(under="ignore"):
+            parts[k % 2] = flushed((parts[k % 2] + product).astype(np.float32))
+    expected = flushed(flushed(sums) + flushed(parts[0] + parts[1]))
+    pairs = [
+        (x.view(np.uint32)[0::2] >> 16) | (x.view(np.uint32)[1::2] & 0xFFFF0000)
+        for x in (a.T.copy(), b)
+    ]
+    source, program = tmp_path / "tiles.cc", tmp_path / "tiles"
+    source.write_text(AMX_PROGRAM)
+    command = [compiler_or_skip("g++"), "-O2", "-std=c++17", *flags, f"-I{build.SOURCES}"]
+    subprocess.run([*command, str(source), "-o", str(program)], check=True)
+    given = b"".join(x.tobytes() for x in (sums, pairs[0].T.copy(), pairs[1]))
+    done = subprocess.run([str(program)], input=given, capture_output=True)
+    if done.returncode == 3 and flags != (EMULATED,):
+        pytest.skip("this processor has no AMX, or the system does not permit it")
+    assert done.returncode == 0
+    np.testing.assert_array_equal(
+        np.frombuffer(done.stdout, np.uint32), expected.view(np.uint32).ravel()
+    )
 
 
 @pytest.mark.slow
@@ -385,8 +461,16 @@ def test_a_miscompiled_library_is_not_kept(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILERS)
-def test_the_operations_run_clean_under_the_sanitizers(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "more", "tests"),
+    [
+        ("g++", "", "float64 or xlas or refused or in_the_library"),
+        ("clang++", "", "float64 or xlas or refused or in_the_library"),
+        ("g++", f" {EMULATED}", "bfloat16 or in_the_library"),
+    ],
+    ids=[*COMPILERS, "amx"],
+)
+def test_the_operations_run_clean_under_the_sanitizers(name, more, tests, tmp_path):
     """`tests/test_native.py` in a library that ends the process at the first bad access."""
     compiler = compiler_or_skip(name)
     runtime = "libasan.so" if name == "g++" else f"libclang_rt.asan-{build.platform.machine()}.so"
@@ -399,13 +483,13 @@ def test_the_operations_run_clean_under_the_sanitizers(name, tmp_path):
     if not Path(asan).is_absolute():
         pytest.skip(f"{name} has no {runtime}")
     # Last, where they win: at -O3 g++ takes minutes for a library with sanitizers.
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1"
+    flags = f"-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1{more}"
     flags += " -shared-libasan" if name == "clang++" else ""
     sanitizing = script(tmp_path / "sanitizing", f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
     program = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider"]
     program += ["tests/test_native.py", "tests/test_depthwise.py", "tests/test_build.py"]
     done = subprocess.run(
-        [*program, "-k", "float64 or xlas or refused or in_the_library"],
+        [*program, "-k", tests],
         cwd=ROOT,
         capture_output=True,
         text=True,

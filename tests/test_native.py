@@ -140,7 +140,7 @@ def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
 @needs_library
 @pytest.mark.parametrize(
     ("side", "channels", "error"),
-    [(24, 32, 0.014), (6, 256, 0.0045)],  # tiles of 4x4 and of 2x2
+    [(24, 32, 0.014), (6, 256, 0.0045)],  # tiles of 4x4 and of 2x2; without any, less
 )
 def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error):
     """Errors like those of rounding factors to 8 bits, of results that sum up to 2,304 products."""
@@ -154,7 +154,7 @@ def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error)
     with jax.default_matmul_precision(native.ROUNDED):
         found = all_three(conv)
     for x, y in zip(found, all_three(lax_conv), strict=True):
-        assert 0.002 < rms_error(x, y) < error
+        assert 0.0005 < rms_error(x, y) < error
 
 
 @needs_library

@@ -101,7 +101,7 @@ def has_bfloat16() -> bool:
 
 
 def rounds_factors() -> bool:
-    """Returns whether 3x3 convolutions that are traced now round what they multiply to bfloat16.
+    """Returns whether convolutions that are traced now round what they multiply to bfloat16.
 
     They do within `jax.default_matmul_precision(ROUNDED)`.
     """

@@ -16,8 +16,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
+#include "amx.h"
 #include "depthwise.h"
 #include "direct.h"
 #include "norm.h"
@@ -283,10 +285,35 @@ class Kernel {
   std::optional<Transformed<typename Type::Kernel>> transformed_;
 };
 
+// bfloat16 again, in a way of its own.
+struct AmxBfloat16 {};
+
+template <>
+class Kernel<AmxBfloat16> {
+ public:
+  Kernel(const Shape& s, const float* kernel) : s_(s), kernel_(s, kernel) {}
+
+  template <typename Images, typename Output, typename Done>
+  void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
+                const Output& output, const Done& done) const {
+    TileConvolution convolution(s_, kernel_);
+    for_share(s_.n, task, tasks, [&](int64_t i) {
+      convolution.run(images[i], bias, relu, output(i));
+      done(i);
+    });
+  }
+
+ private:
+  const Shape& s_;
+  TileKernel kernel_;
+};
+
 // Calls work with the type of the products.
 template <typename Work>
-void with_type(bool bfloat16, const Work& work) {
-  if (bfloat16)
+void with_type(const Shape& s, bool bfloat16, const Work& work) {
+  if (bfloat16 && has_amx() && s.c % kTile == 0)
+    work(AmxBfloat16{});
+  else if (bfloat16)
     work(Bfloat16{});
   else
     work(Float32{});
@@ -295,7 +322,7 @@ void with_type(bool bfloat16, const Work& work) {
 // Calls work with a kernel made ready.
 template <typename Work>
 void with_kernel(const Shape& s, bool bfloat16, const float* kernel, const Work& work) {
-  with_type(bfloat16, [&](auto type) { work(Kernel<decltype(type)>(s, kernel)); });
+  with_type(s, bfloat16, [&](auto type) { work(Kernel<decltype(type)>(s, kernel)); });
 }
 
 // make_grads() -> something that hands out an image's gradient.
@@ -329,15 +356,19 @@ void sum_winograd_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s,
 template <typename MakeGrads>
 void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, bool bfloat16,
                           const float* images, const MakeGrads& make_grads, float* total) {
-  with_type(bfloat16, [&](auto type) {
+  with_type(s, bfloat16, [&](auto type) {
     using Type = decltype(type);
-    const int tile = best_tile(s, Type::kBytes);
-    if (tile == 2)
-      sum_winograd_gradients<2, Type>(pool, tasks, s, images, make_grads, total);
-    else if (tile == 4)
-      sum_winograd_gradients<4, Type>(pool, tasks, s, images, make_grads, total);
-    else
-      sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
+    if constexpr (std::is_same_v<Type, AmxBfloat16>) {
+      sum_gradients<TileGradients>(pool, tasks, s, images, make_grads, total);
+    } else {
+      const int tile = best_tile(s, Type::kBytes);
+      if (tile == 2)
+        sum_winograd_gradients<2, Type>(pool, tasks, s, images, make_grads, total);
+      else if (tile == 4)
+        sum_winograd_gradients<4, Type>(pool, tasks, s, images, make_grads, total);
+      else
+        sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
+    }
   });
 }
 
@@ -619,8 +650,9 @@ struct Handler {
 }  // namespace
 
 // Whether products of bfloat16 are fast here: they are correct anywhere. Intel's processors have the
-// instruction too, at half the speed of float32's (libxsmm/tpp-mlir, issue 1025).
+// instruction for vectors too, at half the speed of float32's (libxsmm/tpp-mlir, issue 1025).
 extern "C" bool fer_jax_has_bfloat16() {
+  if (has_amx()) return true;
 #if defined(__AVX512BF16__)
   __builtin_cpu_init();
   return __builtin_cpu_is("amd");

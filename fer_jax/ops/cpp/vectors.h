@@ -154,8 +154,9 @@ class Aligned {
     return buffer;
   }
 
-  Number* data() { return lines_[0].numbers; }
-  const Number* data() const { return lines_[0].numbers; }
+  // Not lines_[0].numbers: GCC warns of what goes beyond the first line.
+  Number* data() { return reinterpret_cast<Number*>(lines_.get()); }
+  const Number* data() const { return reinterpret_cast<const Number*>(lines_.get()); }
 
  private:
   static constexpr int64_t kLine = 16;
