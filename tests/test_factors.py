@@ -19,8 +19,10 @@ def cells():
     return design.cells(design.load_study(ROOT / "experiments" / "factors.py"))
 
 
-def write_records(folder, cells, running=None, test=None, time=None, noise=0.002, seeds=SEEDS):
-    """Writes records of the pilot; effects are functions from a cell's levels to a change.
+def write_records(
+    folder, cells, running=None, test=None, time=None, noise=0.002, seeds=SEEDS, opened=True
+):
+    """Writes records of a study; effects are functions from a cell's levels to a change.
 
     What chance adds to a cell with one seed it takes away with the next, so that the means over
     seeds are exact, and yet the error is there.
@@ -48,6 +50,7 @@ def write_records(folder, cells, running=None, test=None, time=None, noise=0.002
                     ("valid", held_out - 0.01),
                     ("test", held_out),
                 )
+                if opened or split != "test"
             }
             train_s = 100 * 2 ** of["time"] * np.exp(on_time)
             record = {
@@ -61,7 +64,7 @@ def write_records(folder, cells, running=None, test=None, time=None, noise=0.002
                 },
                 "dataset": {"name": "fer2013", "count": {}},
                 "device": {"platform": "cpu", "kind": "a processor", "count": 1, "cpu_cores": 1},
-                "test_evaluations": 1,
+                "test_evaluations": int(opened),
                 "epochs_run": 1,
                 "best_epoch": 1,
                 "history": [row],

@@ -62,14 +62,14 @@ def blocks(frame: Frame) -> dict[str, str]:
 def _intervals(analysis: Analysis) -> dict[str, str]:
     return {
         "claims": claims(analysis),
-        "factor-extremes": _table(
+        "factor-extremes": effects_table(
             analysis, "Factor", [(_span(c), c.effects) for c in analysis.extremes()]
         ),
-        "factor-levels": _table(
+        "factor-levels": effects_table(
             analysis,
             "Level",
             [
-                (f"{_name(c.factor)}: {label_of(c.high)}", c.effects)
+                (f"{factor_name(c.factor)}: {label_of(c.high)}", c.effects)
                 for c in analysis.against_base()
             ],
         ),
@@ -132,14 +132,14 @@ def interactions(analysis: Analysis) -> str:
     for one in found:
         if (one.first[0], one.second[0]) == ("conv_layers", "dropout"):
             rows += [(_span(change), change.effects) for change in one.within]
-        first, second = (f"{_name(f)} {_ends(low, high)}" for f, low, high in one[:2])
+        first, second = (f"{factor_name(f)} {_ends(low, high)}" for f, low, high in one[:2])
         rows.append((f"interaction of {first} with {second}", one.effects))
     lines = [_interaction_line(one) for one in found]
-    return "\n".join([_table(analysis, "Effect", rows), "", *lines])
+    return "\n".join([effects_table(analysis, "Effect", rows), "", *lines])
 
 
 def _interaction_line(found: Interaction) -> str:
-    a, b = _name(found.first[0]), _name(found.second[0])
+    a, b = factor_name(found.first[0]), factor_name(found.second[0])
     effect = found.effects[TEST]
     said = {
         1: f"The effect of {b} on test accuracy rises with {a}",
@@ -154,13 +154,13 @@ def design(frame: Frame) -> str:
     base = base_levels(frame)
     each = frame.groupby("run")["seed"].nunique()
     seeds = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
-    of_base = ", ".join(f"{_name(f)} {label_of(level)}" for f, level in base.items())
+    of_base = ", ".join(f"{factor_name(f)} {label_of(level)}" for f, level in base.items())
     varied = "; ".join(
-        f"{_name(f)} {', '.join(map(label_of, levels(frame, f)))}"
+        f"{factor_name(f)} {', '.join(map(label_of, levels(frame, f)))}"
         for f in base
         if frame[f].nunique() > 1
     )
-    pairs = [f"{_name(a[0])} with {_name(b[0])}" for a, b in crossed(frame)]
+    pairs = [f"{factor_name(a[0])} with {factor_name(b[0])}" for a, b in crossed(frame)]
     cores = f", cores: {_all(frame['cores'])}" if set(frame["platform"]) == {"cpu"} else ""
     return (
         f"{len(frame)} runs on {_all(frame['data'])} ({_all(frame['device'])}{cores}): {len(each)} "
@@ -217,10 +217,10 @@ def _remarks(analysis: Analysis) -> list[str]:
         "Running train accuracy is of the last epoch; `train`, `valid` and `test` are of the "
         "epoch that is best on valid."
     ]
-    if "batch_size" in analysis.base and frame["rate"].nunique() == 1:
+    if "batch_size" in analysis.base and frame["train.learning_rate"].nunique() == 1:
         remarks.append(
-            f"The learning rate is {_all(frame['rate'])} throughout "
-            f"({_all(frame['optimizer'])}): it is not rescaled with the batch, so a larger "
+            f"The learning rate is {_all(frame['train.learning_rate'])} throughout "
+            f"({_all(frame['train.optimizer'])}): it is not rescaled with the batch, so a larger "
             "batch also means fewer steps of the same rate."
         )
     if "dropout" in analysis.base:
@@ -233,28 +233,38 @@ def _remarks(analysis: Analysis) -> list[str]:
     return remarks
 
 
-def _table(analysis: Analysis, title: str, rows: Sequence[tuple[str, dict[str, Effect]]]) -> str:
-    """Formats effects, in bold where their interval leaves out no change."""
+def effects_table(
+    analysis: Analysis, title: str, rows: Sequence[tuple[str, dict[str, Effect]]]
+) -> str:
+    """Formats effects, in bold where their interval leaves out no change.
+
+    Args:
+      analysis: what they are from.
+      title: heading of the first column.
+      rows: what stands in the first column, and the effects on each response.
+    """
 
     def cell(column: str, effect: Effect) -> str:
         text = _ratio(effect) if column == analysis.time else _points(effect)
         return f"**{text}**" if effect.sign else text
 
-    header = (title, *ACCURACIES.values(), f"time ({analysis.unit})")
+    names = ACCURACIES | {analysis.time: f"time ({analysis.unit})"}
+    header = (title, *(names[column] for column in analysis.columns))
     return markdown.table(
         header, [[name, *(cell(c, effects[c]) for c in analysis.columns)] for name, effects in rows]
     )
 
 
-def _name(factor: str) -> str:
+def factor_name(factor: str) -> str:
+    """Returns what a factor is called in text."""
     return NAMES.get(factor, factor)
 
 
 def _span(change: Change) -> str:
-    text = f"{_name(change.factor)} {_ends(change.low, change.high)}"
+    text = f"{factor_name(change.factor)} {_ends(change.low, change.high)}"
     if change.at:
         factor, level = change.at
-        text += f", at {_name(factor)} {label_of(level)}"
+        text += f", at {factor_name(factor)} {label_of(level)}"
     return text
 
 

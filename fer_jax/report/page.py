@@ -15,6 +15,7 @@ import numpy as np
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import DataError
 from fer_jax.report import (
+    ablation,
     cost,
     duplicates,
     factor_figures,
@@ -38,6 +39,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGE = DOCS / "reproduction.md"
 FACTORS = ROOT / "results" / "factors"  # records of the factor study
+ABLATION = ROOT / "results" / "compact_ablation"  # records of the ablation of Compact's recipe
 OUT = Path("out")  # what git ignores
 _DATA = "data.json"  # the numbers of all figures, beside them
 _SHEETS = {"arch01": 9, "arch02_bs96": 10, "arch03": 11}  # experiment -> the paper's figure
@@ -52,6 +54,7 @@ class Sources(NamedTuple):
     copies: dict[str, Any] | None  # results/dataset.json
     faces: Faces
     factors: Any = None  # table of the factor study, a pandas frame
+    ablation: Any = None  # of the ablation of Compact's recipe, likewise
     imported: Sequence[Record] = ()  # of published weights
     peers: Sequence[Record] = ()  # of training beside Keras and PyTorch
 
@@ -77,8 +80,8 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
     from fer_jax.study import table  # pandas takes a second to import
     from fer_jax.study.imported import read_all
 
-    studied, imported = table.load(FACTORS), read_all()
-    return Sources(runs, found, Faces(names), studied, imported, speed.load())
+    studied, ablated = table.load(FACTORS), table.load(ABLATION)
+    return Sources(runs, found, Faces(names), studied, ablated, read_all(), speed.load())
 
 
 def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
@@ -138,6 +141,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
     """
     runs, copies = sources.runs, sources.copies
     of_factors = factors.blocks(sources.factors)
+    ablated = ablation.blocks(sources.ablation, records.main_row(runs.get("compact", [])))
     published = {
         f"{tables.title(found['experiment'])}, published weights": [found]
         for found in sources.imported
@@ -171,7 +175,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "predictions": lambda: _predictions(runs, drawn),
     }
     makers |= {f"layers-{name}": _later(tables.layers_table, name) for name in _SHEETS}
-    makers |= {name: _later(of_factors.get, name) for name in factors.BLOCKS}
+    makers |= {name: _later(found.get, name) for found in (of_factors, ablated) for name in found}
     return makers | {f"figure-{name}": _later(_image, drawn, name) for name in _FIGURES}
 
 

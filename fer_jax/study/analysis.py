@@ -49,7 +49,8 @@ class Analysis:
     Attributes:
       frame: the table; see :func:`fer_jax.study.table.load`.
       base: the base's level of each factor.
-      columns: responses: accuracies, and time.
+      columns: responses: the accuracies that all runs have (an ablation does not open test), and
+        time.
       time: the column of time.
       unit: of `time`.
     """
@@ -65,7 +66,7 @@ class Analysis:
         self.frame = frame
         self.base = base_levels(frame)
         self.time, self.unit = time_column(frame)
-        self.columns = [*ACCURACIES, self.time]
+        self.columns = [c for c in ACCURACIES if frame[c].notna().all()] + [self.time]
         self._fits = self._fit(None)
 
     def _fit(self, pair: tuple[str, str] | None) -> dict[str, Fit]:
@@ -114,9 +115,9 @@ class Analysis:
         rows = one_at_a_time(self.frame, factor)
         return rows.groupby(factor)["valid/accuracy"].mean().idxmax()
 
-    def error(self) -> tuple[float, int]:
-        """Returns the deviation of the error on test, in points, and its degrees of freedom."""
-        return self._fits[TEST].deviation, self._fits[TEST].degrees_of_freedom
+    def error(self, column: str = TEST) -> tuple[float, int]:
+        """Returns the deviation of an accuracy's error, in points, and its degrees of freedom."""
+        return self._fits[column].deviation, self._fits[column].degrees_of_freedom
 
     def binomial_error(self) -> float:
         """Returns the standard error of the base's test accuracy from its images, in points."""

@@ -50,8 +50,8 @@ def load(folder: Path) -> Frame:
       `run` (the configuration's name), `seed`, one for each factor, accuracies and losses named
       `split/metric`, `epochs_run`, `best_epoch`, `train_s` (seconds of training by the clock),
       `train_cpu_s` (seconds of training summed over cores, which other work on the machine does
-      not lengthen), and what should be the same for all runs: device, data, optimiser, learning
-      rate, images of test and how often it was opened.
+      not lengthen), device, data, images of test and how often it was opened, and the optimiser
+      and its rate by their fields' whole paths, since a factor may have the short names.
 
     A record that is damaged is left out, and a line of the log says why.
 
@@ -97,8 +97,8 @@ def _read(path: Path) -> dict[str, Any]:
             "device": found["device"]["kind"],
             "cores": found["device"]["cpu_cores"],
             "data": found["dataset"]["name"],
-            "optimizer": train["optimizer"],
-            "rate": train["learning_rate"],
+            "train.optimizer": train["optimizer"],
+            "train.learning_rate": train["learning_rate"],
             "test_images": metrics.get("test", {}).get("count", 0),
             "test_evaluations": found["test_evaluations"],
         }

@@ -1,0 +1,91 @@
+import re
+
+import pytest
+from test_factors import write_records
+
+from fer_jax.report import ablation
+from fer_jax.study import design
+from fer_jax.study.plan import ROOT
+from fer_jax.study.table import load
+
+STUDY = ROOT / "experiments" / "compact_ablation.py"
+RECORDS = ROOT / "results" / "compact_ablation"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return design.cells(design.load_study(STUDY))
+
+
+def written(folder, cells, change, **options):
+    """Records of an ablation: test stays closed, `change` is what a cell adds to valid."""
+    write_records(folder, cells, running=change, test=change, opened=False, **options)
+    return load(folder)
+
+
+def final(valid, epochs=40):
+    """A record of the recipe at its whole length."""
+    return {
+        "config": {"train": {"epochs": epochs}},
+        "metrics": {"valid": {"accuracy": valid}},
+        "history": [{"train_running/accuracy": valid + 0.05}],
+    }
+
+
+def test_an_ingredient_is_told_from_none_by_valid_alone(tmp_path, cells):
+    def change(levels):
+        worth = {"muon": 0.05, "adam": -0.05}
+        return worth.get(levels["optimizer"], 0.0)
+
+    shown = ablation.blocks(written(tmp_path / "records", cells, change), [])
+    table = shown["ablation-effects"].splitlines()
+    assert table[0] == "| Instead | running train | train | valid | time (core-seconds) |"
+    assert table[2].startswith("| optimizer: muon | **+5.0 (")
+    assert table[-1].startswith("| optimizer: adam | **-5.0 (")
+    assert len(table) == 2 + len(cells) - 3, "the base and the two other lengths are no ingredients"
+    assert shown["ablation-words"].startswith(
+        "Better than the recipe: optimizer: muon. Worse: optimizer: adam. Not told from it: "
+    )
+    assert not any("test" in text for text in shown.values())
+
+
+@pytest.mark.parametrize(
+    ("worth", "at_40", "said"),
+    [
+        ({"3": -0.04, "12": 0.02}, 0.53, "less than the one before. The next, 80 epochs"),
+        ({"3": -0.01, "12": 0.02}, 0.53, "gains do not shrink steadily"),
+    ],
+)
+def test_the_next_doubling_is_bounded_by_the_last(tmp_path, cells, worth, at_40, said):
+    frame = written(tmp_path / "records", cells, lambda levels: worth.get(levels["epochs"], 0.0))
+    shown = ablation.blocks(frame, [final(at_40)])["ablation-length"]
+    rows = [line.split(" | ") for line in shown.splitlines()[2:6]]
+    assert [row[0].strip("| ") for row in rows] == ["3", "6", "12", "40"]
+    assert rows[2][-2] == "+2.0 points"
+    assert said in shown
+
+
+def test_the_bound_is_the_last_gain_on_top_of_the_last_accuracy(tmp_path, cells):
+    worth = {"3": -0.04, "12": 0.03}
+    frame = written(tmp_path / "records", cells, lambda levels: worth.get(levels["epochs"], 0.0))
+    at_12 = frame[frame["run"] == "epochs=12"]["valid/accuracy"].mean()
+    shown = ablation.blocks(frame, [final(at_12 + 0.02, epochs=24)])["ablation-length"]
+    assert "+2.0 points on valid" in shown
+    bound = float(re.search(r"below (\d\.\d+) on valid", shown)[1])
+    assert bound == pytest.approx(at_12 + 0.04, abs=6e-4)
+
+
+def test_without_enough_runs_no_number_is_shown(tmp_path, cells):
+    assert set(ablation.blocks(None, [])) == set(ablation.BLOCKS)
+    assert "not measured yet" in ablation.blocks(load(tmp_path), [])["ablation-effects"]
+    frame = written(tmp_path / "records", cells, None, seeds=1)
+    assert "Too few runs" in ablation.blocks(frame, [])["ablation-effects"]
+
+
+def test_committed_records_are_of_the_declared_study_and_did_not_open_test(cells):
+    frame = load(RECORDS)
+    names = {cell.name for cell in cells}
+    found = list(zip(frame["run"], frame["seed"], strict=True))
+    assert len(found) == len(set(found)) == len(list(RECORDS.glob("*.json"))) > 0
+    assert {name for name, _ in found} <= names
+    assert set(frame["test_evaluations"]) == {0}
