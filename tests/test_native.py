@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,15 @@ def test_3x3_convolutions_which_have_fewer_multiplications_equal_lax_in_float64(
         normal(images, *size, channels),
         normal(3, 3, channels, features),
     )
+
+
+@needs_library
+def test_whether_the_processor_is_made_for_it_is_a_truth_value_and_of_the_vendor():
+    processor = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert native._library.fer_jax_has_bfloat16() in (False, True)
+    if "amx_bf16" not in processor:  # with it, the system decides
+        fast = "AuthenticAMD" in processor and "avx512_bf16" in processor
+        assert native.has_bfloat16() == fast
 
 
 @needs_library

@@ -79,6 +79,7 @@ def register(path: Path) -> None:
     """
     global _library
     library = ctypes.CDLL(str(path))
+    library.fer_jax_has_bfloat16.restype = ctypes.c_bool  # of an int only the lowest byte is set
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
