@@ -101,6 +101,14 @@ def test_the_share_is_of_the_rate_at_the_networks_own_precision():
     assert row(table, "Share of the matrix")[0] == "15 %"
 
 
+def test_the_share_of_what_chooses_its_precision_is_of_float32s_rate():
+    tables = [
+        benchmark.table([record_of(CPU, [1], dtype=dtype)], "arch02_bs96")
+        for dtype in ("auto", "float32")
+    ]
+    assert tables[0] == tables[1]
+
+
 def test_a_machine_without_tensorflow_says_so_for_the_stream():
     found = record_of("cpu", [1.0])
     found["entries"]["arch02_bs96"]["runs"][0]["stream"] = None
