@@ -2,14 +2,15 @@
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 from fer_jax.report import factors, markdown, records
-from fer_jax.report.records import NOT_MEASURED, Record
+from fer_jax.report.records import Record
 from fer_jax.study.analysis import Analysis, Change
 from fer_jax.study.design import label_of
-from fer_jax.study.effects import Frame, NotSeparable
+from fer_jax.study.effects import Frame
 from fer_jax.study.table import RUNNING, one_at_a_time
 
 VALID = "valid/accuracy"
@@ -27,21 +28,19 @@ def blocks(frame: Frame, final: Sequence[Record]) -> dict[str, str]:
     Returns:
       `BLOCKS`; those that need more runs than there are say so.
     """
-    if frame is None or frame.empty:
-        return dict.fromkeys(BLOCKS, f"The ablation: {NOT_MEASURED}.")
-    try:
-        analysis = Analysis(frame)
-    except NotSeparable as error:
-        return dict.fromkeys(BLOCKS, f"Too few runs for intervals yet: {error}.")
+    return factors.analysed(frame, "The ablation", BLOCKS, lambda analysis: _said(analysis, final))
+
+
+def _said(analysis: Analysis, final: Sequence[Record]) -> dict[str, str]:
     changes = [change for change in analysis.against_base() if change.factor != _LENGTH]
     changes.sort(key=lambda change: -change.effects[VALID].estimate)
     return {
-        "ablation-design": factors.design(frame),
+        "ablation-design": factors.design(analysis.frame),
         "ablation-effects": factors.effects_table(
             analysis, "Instead", [(_title(change), change.effects) for change in changes]
         ),
         "ablation-words": words(analysis, changes),
-        "ablation-length": length(frame, final),
+        "ablation-length": length(analysis.frame, final),
     }
 
 
@@ -60,38 +59,40 @@ def words(analysis: Analysis, changes: Sequence[Change]) -> str:
     )
 
 
+class _OfLength(NamedTuple):
+    """Runs of one length: the accuracy of each on valid, and while it trained."""
+
+    epochs: int
+    valid: list[float]
+    running: list[float]
+
+
 def length(frame: Frame, final: Sequence[Record]) -> str:
     """Returns how accuracy grows with the number of epochs, and what a doubling brings."""
     rows = [
-        _Point(int(epochs), list(of[VALID]), list(of[RUNNING]))
+        _OfLength(int(epochs), list(of[VALID]), list(of[RUNNING]))
         for epochs, of in one_at_a_time(frame, _LENGTH).groupby(_LENGTH)
     ]
     if final:
         rows.append(
-            _Point(
+            _OfLength(
                 final[0]["config"]["train"]["epochs"],
                 [one["metrics"]["valid"]["accuracy"] for one in final],
                 [one["history"][-1][RUNNING] for one in final],
             )
         )
     gains = [_per_doubling(a, b) for a, b in itertools.pairwise(rows)]
+    written = [[records.MISSING] * 2, *([f"{x:+.1f} points" for x in gain] for gain in gains)]
     shown = [
-        [
-            *(row.epochs, records.spread(row.valid), records.spread(row.running), len(row.valid)),
-            *gained,
-        ]
-        for row, gained in zip(rows, [[records.MISSING] * 2, *map(_signed, gains)], strict=True)
+        [epochs, records.spread(valid), records.spread(running), len(valid), *gained]
+        for (epochs, valid, running), gained in zip(rows, written, strict=True)
     ]
     header = ("Epochs", "valid", "running train", "Seeds", "valid, a doubling", "train, a doubling")
     table = markdown.table(header, shown)
     return f"{table}\n\n{_outlook(rows[-1], gains)}" if gains else table
 
 
-def _signed(gained: tuple[float, float]) -> list[str]:
-    return [f"{points:+.1f} points" for points in gained]
-
-
-def _outlook(last: "_Point", gains: Sequence[tuple[float, float]]) -> str:
+def _outlook(last: _OfLength, gains: Sequence[tuple[float, float]]) -> str:
     """Says what the next factor of two would bring, as far as the gains so far tell."""
     valid, train = gains[-1]
     said = (
@@ -103,24 +104,18 @@ def _outlook(last: "_Point", gains: Sequence[tuple[float, float]]) -> str:
         return f"{said}; gains do not shrink steadily, which leaves the next one open."
     return (
         f"{said}, less than the one before. The next, {2 * last.epochs} epochs, would bring less "
-        f"again: it would end below {last.valid_mean + valid / 100:.3f} on valid."
+        f"again: it would end below {fmean(last.valid) + valid / 100:.3f} on valid."
     )
 
 
-class _Point:
-    """Runs of one length."""
-
-    def __init__(self, epochs: int, valid: list[float], running: list[float]):
-        self.epochs, self.valid, self.running = epochs, valid, running
-        self.valid_mean = statistics.fmean(valid)
-        self.running_mean = statistics.fmean(running)
-
-
-def _per_doubling(before: _Point, after: _Point) -> tuple[float, float]:
+def _per_doubling(before: _OfLength, after: _OfLength) -> tuple[float, float]:
     """Returns what a doubling of epochs brings on valid and on running train, in points."""
-    doublings = math.log2(after.epochs / before.epochs) / 100
-    gained = after.valid_mean - before.valid_mean, after.running_mean - before.running_mean
-    return gained[0] / doublings, gained[1] / doublings
+    points = 100 / math.log2(after.epochs / before.epochs)
+    valid, running = (
+        points * (fmean(late) - fmean(early))
+        for early, late in zip(before[1:], after[1:], strict=True)
+    )
+    return valid, running
 
 
 def _title(change: Change) -> str:

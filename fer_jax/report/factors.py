@@ -1,7 +1,7 @@
 """What a factor study says, in words and tables computed from its numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fer_jax.report import markdown
@@ -49,18 +49,34 @@ def blocks(frame: Frame) -> dict[str, str]:
     Returns:
       `BLOCKS`; those that need more runs than there are say so.
     """
+    shown = analysed(frame, "The factor study", BLOCKS, _intervals)
+    if frame is not None and not frame.empty:  # whatever can be told apart
+        shown["factor-means"] = means(frame)
+    return {name: shown[name] for name in BLOCKS}
+
+
+def analysed(
+    frame: Frame, title: str, names: Sequence[str], make: Callable[[Analysis], dict[str, str]]
+) -> dict[str, str]:
+    """Returns what `make` says of a study's analysis; in each block why not, while it cannot.
+
+    Args:
+      frame: the study's runs, from :func:`fer_jax.study.table.load`; None or empty without any.
+      title: what the study is called.
+      names: of the blocks.
+      make: returns them, block -> Markdown.
+    """
     if frame is None or frame.empty:
-        return dict.fromkeys(BLOCKS, f"The factor study: {NOT_MEASURED}.")
+        return dict.fromkeys(names, f"{title}: {NOT_MEASURED}.")
     try:
-        analysis = Analysis(frame)
-        shown = {"factor-design": design(frame)} | _intervals(analysis)
+        return make(Analysis(frame))
     except NotSeparable as error:
-        shown = dict.fromkeys(BLOCKS, f"Too few runs for intervals yet: {error}.")
-    return {name: (shown | {"factor-means": means(frame)})[name] for name in BLOCKS}
+        return dict.fromkeys(names, f"Too few runs for intervals yet: {error}.")
 
 
 def _intervals(analysis: Analysis) -> dict[str, str]:
     return {
+        "factor-design": design(analysis.frame),
         "claims": claims(analysis),
         "factor-extremes": effects_table(
             analysis, "Factor", [(_span(c), c.effects) for c in analysis.extremes()]
