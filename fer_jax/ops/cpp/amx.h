@@ -1,11 +1,12 @@
 // Convolution by its definition in bfloat16, with Intel's AMX (Software Developer's Manual, volume 2:
 // TDPBF16PS). A register holds 16 rows of 64 bytes; one instruction multiplies two of them, 16 x 32
-// by 32 x 16 numbers, and adds to 16 x 16 floats. That is so much faster than vectors that Winograd's
-// filtering, which trades products for sums, does not pay.
+// by 32 x 16 numbers, and adds to 16 x 16 floats: 512 products a cycle, where vectors of floats make
+// 32. Winograd's filtering, which trades products for sums, should not pay then.
 //
 // Rows of an image become rows of a register as they lie in memory: positions are counted through
-// the padded image, so that each element of the kernel is a distance of its own, and what reaches
-// over the end of a row is computed and left out.
+// the padded image, so that each element of the kernel is a distance of its own. What reaches over
+// the end of a row is computed and left out; in a kernel's gradient it meets a zero, so that what is
+// not a number spreads to other elements.
 //
 // Where the compiler is not to use it the instructions are emulated, bit for bit, which is for tests:
 // with FER_JAX_EMULATED_AMX convolutions use the emulation.
@@ -261,11 +262,9 @@ class TileConvolution {
   };
 
   void finish(int64_t row, const float* bias, bool relu, float* out) const {
-    const Vector least = Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
-    for (int64_t f = 0; f < s_.f; f += kLanes) {
-      const Vector sum = vector_at(sums_.data(), row * s_.f + f) + vector_at(bias, f);
-      put_vector(out, f, sum < least ? least : sum);  // not a number stays so
-    }
+    const Vector least = least_output(relu);
+    for (int64_t f = 0; f < s_.f; f += kLanes)
+      put_output(out, f, vector_at(sums_.data(), row * s_.f + f) + vector_at(bias, f), least);
   }
 
   [[maybe_unused]] AmxScope scope_;
@@ -297,7 +296,10 @@ class TileGradients {
   void add(const float* image, const float* grad) {
     put_columns(image);
     for (int64_t y = 0; y < s_.oh; ++y)
-      for (int64_t x = 0; x < s_.ow; ++x) put_grad(y, x, grad + (y * s_.ow + x) * s_.f);
+      for (int64_t x = 0; x < s_.ow; ++x)
+        for (int64_t f = 0; f < s_.f; f += kLanes)
+          PairsOfRows::put(vector_at(grad, (y * s_.ow + x) * s_.f + f),
+                           y * s_.stride_h * s_.w + x * s_.stride_w, f, s_.f, grads_.data());
     for (int64_t first = 0; first < positions_; first += kTogether)
       for (int64_t tap = 0; tap < s_.kh * s_.kw; ++tap)
         cover_with_tiles(s_.c, s_.f, Block{*this, tap, first});
@@ -347,18 +349,6 @@ class TileGradients {
   Pairs halves(const float* image, int64_t position, int64_t c) const {
     if (position >= s_.h * s_.w) return Pairs{};
     return __builtin_convertvector(rounded(vector_at(image, position * s_.c + c)), Pairs);
-  }
-
-  // Sets one half of each pair; the other is a neighbour's, or 0.
-  void put_grad(int64_t y, int64_t x, const float* grad) {
-    const int64_t position = y * s_.stride_h * s_.w + x * s_.stride_w;
-    for (int64_t f = 0; f < s_.f; f += kLanes) {
-      const Pairs half = __builtin_convertvector(rounded(vector_at(grad, f)), Pairs);
-      const int64_t at = position / 2 * s_.f + f;
-      const Pairs pair = vector_at<Pairs>(grads_.data(), at);
-      put_vector(grads_.data(), at,
-                 position % 2 ? (pair & 0xffff) | half << 16 : (pair & 0xffff0000) | half);
-    }
   }
 
   [[maybe_unused]] AmxScope scope_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #if defined(__AVX512BF16__)
@@ -89,6 +90,16 @@ template <>
 struct VectorOf<Pair> {
   using Type = Pairs;
 };
+
+// The least number that a convolution's output may be.
+inline Vector least_output(bool relu) {
+  return Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
+}
+
+// Writes an output that is at least so much; not a number stays so.
+inline void put_output(float* out, int64_t offset, const Vector& sum, const Vector& least) {
+  put_vector(out, offset, sum < least ? least : sum);
+}
 
 // A convolution. h and w count the padding too; rows outside [top, bottom) are padding.
 struct Shape {

@@ -13,7 +13,6 @@
 
 #pragma once
 
-#include <limits>
 #include <vector>
 
 #include "vectors.h"
@@ -143,13 +142,13 @@ struct PairsOfColumns {  // their number is even
   }
 };
 
-struct PairsOfRows {  // the last row's partner, if it has none, is 0
+struct PairsOfRows {  // an even row's partner is 0 until it is put
   using Number = Pair;
   static int64_t size(int64_t rows, int64_t columns) { return (rows + 1) / 2 * columns; }
   static void put(const Vector& vector, int64_t row, int64_t column, int64_t columns, Pair* to) {
     const int64_t at = row / 2 * columns + column;
     const Pairs half = __builtin_convertvector(rounded(vector), Pairs);
-    put_vector(to, at, row % 2 ? vector_at<Pairs>(to, at) | half << 16 : half);
+    put_vector(to, at, row % 2 ? (vector_at<Pairs>(to, at) & 0xffff) | half << 16 : half);
   }
 };
 
@@ -278,7 +277,7 @@ template <int M>
 void inverse_transform_output(const Shape& s, Transformed<Floats>& sums, int64_t at,
                               const float* bias, bool relu, int64_t first, int64_t count,
                               float* out) {
-  const Vector least = Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
+  const Vector least = least_output(relu);
   for (int64_t tile = first; tile < first + count; ++tile, ++at)
     for (int64_t f = 0; f < s.f; f += kLanes) {
       Square<M + 2> m;
@@ -286,9 +285,7 @@ void inverse_transform_output(const Shape& s, Transformed<Floats>& sums, int64_t
       sums.get(at, f, m);
       both_ways<M, M + 2>(m, result, Filtering<M>::output);
       for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
-        const Vector sum = result[i][j] + vector_at(bias, f);
-        // Not a number stays so.
-        put_vector(out, offset + f, sum < least ? least : sum);
+        put_output(out, offset + f, result[i][j] + vector_at(bias, f), least);
       });
     }
 }
