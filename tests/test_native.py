@@ -156,7 +156,7 @@ def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
 def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error):
     """Errors like those of rounding factors to 8 bits, of results that sum up to 2,304 products."""
     lhs, rhs = normal(4, side, side, channels), normal(3, 3, channels, channels)
-    cotangent = normal(4, side, side, channels)
+    cotangent = normal(4, side, side, channels, seed=1)  # not the images over again
 
     def all_three(f):
         out, vjp = jax.vjp(lambda *xs: f(*xs, padding="SAME"), jnp.asarray(lhs), jnp.asarray(rhs))
@@ -165,7 +165,7 @@ def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error)
     with jax.default_matmul_precision(native.ROUNDED):
         found = all_three(conv)
     for x, y in zip(found, all_three(lax_conv), strict=True):
-        assert 0.0005 < rms_error(x, y) < error
+        assert 0.002 < rms_error(x, y) < error
 
 
 @needs_library
