@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fer_jax import loop, steps
+from fer_jax import loop, precision, steps
 from fer_jax.config import Config
 from fer_jax.data.dataset import Dataset, Split
 from fer_jax.labels import IMAGE_SHAPE
@@ -76,6 +76,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     model, mesh = loop.create_network(config)
     training = loop.create_training(config, model, mesh, train.labels)
     measured: dict[str, Any] = {"seed": config.seed, "devices": mesh.size}
+    measured["activations"] = precision.choose(config.model.dtype).activations
     measured["resident"], first_step = time_training(training, train, "resident", task["budget_s"])
     measured["startup_to_first_step_s"] = round(first_step - task["started"], 3)
     measured["evaluate"] = time_evaluation(

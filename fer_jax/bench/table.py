@@ -273,9 +273,9 @@ def _bandwidth(entry: dict[str, Any]) -> str:
 def _share(entry: dict[str, Any], r: dict[str, Any]) -> float:
     """Percent of the matrix-product rate; backward costs twice the forward pass."""
     needed = 3 * entry["forward_flops_per_image"] * r["resident"]["images_per_s"]
-    dtype = entry["config"]["model"]["dtype"]
-    # `auto` computes activations in float32 everywhere; see fer_jax.precision.
-    return 100 * needed / r["matmul_flops_per_s"]["float32" if dtype == "auto" else dtype]
+    # Runs that do not say what their activations were have them as they were asked for.
+    dtype = r.get("activations", entry["config"]["model"]["dtype"])
+    return 100 * needed / r["matmul_flops_per_s"][dtype]
 
 
 def _by_flops(entry: dict[str, Any], r: dict[str, Any]) -> float:
