@@ -578,6 +578,9 @@ def test_openings_of_test_are_counted():
     assert "and 1 ensemble" in words.openings(runs | loaded(ensemble))
     found = words.openings(runs, [1, 1, 0])
     assert "opened 5 times in all, once for each of 3 records of runs, and 2 times for" in found
+    found = words.openings(runs, [1, 1, 0], [1])
+    assert "opened 6 times" in found
+    assert "and 1 times for 1 runs that others took" in found
 
 
 def test_speeds_of_the_papers_networks_share_a_row():

@@ -40,6 +40,7 @@ README = ROOT / "README.md"
 PAGE = DOCS / "reproduction.md"
 FACTORS = ROOT / "results" / "factors"  # records of the factor study
 ABLATION = ROOT / "results" / "compact_ablation"  # records of the ablation of Compact's recipe
+REPLACED = ROOT / "results" / "replaced"  # records that others, of the same name, took the place of
 OUT = Path("out")  # what git ignores
 _DATA = "data.json"  # the numbers of all figures, beside them
 _SHEETS = {"arch01": 9, "arch02_bs96": 10, "arch03": 11}  # experiment -> the paper's figure
@@ -56,6 +57,7 @@ class Sources(NamedTuple):
     factors: Any = None  # table of the factor study, a pandas frame
     ablation: Any = None  # of the ablation of Compact's recipe, likewise
     imported: Sequence[Record] = ()  # of published weights
+    replaced: Sequence[Record] = ()  # no longer in any table
     peers: Sequence[Record] = ()  # of training beside Keras and PyTorch
 
 
@@ -80,8 +82,16 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
     from fer_jax.study import table  # pandas takes a second to import
     from fer_jax.study.imported import read_all
 
-    studied, ablated = table.load(FACTORS), table.load(ABLATION)
-    return Sources(runs, found, Faces(names), studied, ablated, read_all(), speed.load())
+    return Sources(
+        runs=runs,
+        copies=found,
+        faces=Faces(names),
+        factors=table.load(FACTORS),
+        ablation=table.load(ABLATION),
+        imported=read_all(),
+        replaced=[records.read(path) for path in sorted(REPLACED.glob("*.json"))],
+        peers=speed.load(),
+    )
 
 
 def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
@@ -158,7 +168,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "related": lambda: tables.related_table(runs, sources.imported),
         "table-2": lambda: words.table_2(runs, sources.imported),
         "cost": lambda: cost.table(runs, sources.imported),
-        "openings": lambda: words.openings(runs, _studied(sources.factors)),
+        "openings": lambda: _openings(sources),
         "other-runs": lambda: tables.other_table(runs),
         "precision": lambda: tables.precision_table(runs),
         "calibration": lambda: tables.calibration_table(runs),
@@ -202,9 +212,11 @@ def _later(make: Callable[..., Any], *arguments: Any) -> Callable[[], str]:
     return lambda: make(*arguments)
 
 
-def _studied(frame: Any) -> list[int]:
-    """Returns how often each run of the factor study opened test."""
-    return [] if frame is None or frame.empty else frame["test_evaluations"].tolist()
+def _openings(sources: Sources) -> str:
+    frame = sources.factors
+    studied = [] if frame is None or frame.empty else frame["test_evaluations"].tolist()
+    replaced = [found["test_evaluations"] for found in sources.replaced]
+    return words.openings(sources.runs, studied, replaced)
 
 
 def _image(drawn: Mapping[str, Drawing], name: str) -> str:

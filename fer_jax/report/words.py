@@ -103,23 +103,29 @@ def table_2(runs: Runs, imported: Sequence[Record]) -> str:
     )
 
 
-def openings(runs: Runs, studied: Sequence[int] = ()) -> str:
-    """Says how often test was opened for what stands in the tables.
+def openings(runs: Runs, studied: Sequence[int] = (), replaced: Sequence[int] = ()) -> str:
+    """Says how often test was opened.
 
     Args:
-      runs: all there are; each opened test once.
+      runs: all that stand in the tables; each opened test once.
       studied: of each run of the factor study, how often it did.
+      replaced: likewise of each run whose place in the tables another one took.
     """
     found = [one for row in runs.values() for one in row]
     members = sum("members" in one for one in found)
     trained = len(found) - members
     averaged = f" and {members} ensemble{'s' * (members > 1)}" if members else ""
     study = f", and {sum(studied)} times for the {len(studied)} runs of the factor study"
+    others = (
+        f", and {sum(replaced)} times for {len(replaced)} runs that others took the place of "
+        "(`results/replaced`)"
+    )
+    total = len(found) + sum(studied) + sum(replaced)
     return (
-        f"Test was opened {len(found) + sum(studied)} times in all, once for each of {trained} "
-        f"records of runs{averaged}{study if studied else ''}; published weights are measured on "
-        "it as they are. Recipes, seeds and checkpoints are chosen on valid; the ablation of "
-        "Compact's recipe does not open test."
+        f"Test was opened {total} times in all, once for each of {trained} records of runs"
+        f"{averaged}{study if studied else ''}{others if replaced else ''}; published weights are "
+        "measured on it as they are. Recipes, seeds and checkpoints are chosen on valid; the "
+        "ablation of Compact's recipe does not open test."
     )
 
 
