@@ -241,7 +241,7 @@ def _convolution(layer, peak, side, channels, filters, kernel):
 
     def rounded(call):
         def f(*arguments):
-            with jax.default_matmul_precision(native.ROUNDED):
+            with native.rounding(True):
                 return call(*arguments)
 
         return f

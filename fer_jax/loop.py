@@ -15,7 +15,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from fer_jax import optim, precision, steps
+from fer_jax import optim, steps
 from fer_jax.config import Config
 from fer_jax.data.dataset import Split
 from fer_jax.data.mix import check_share
@@ -50,9 +50,7 @@ def create_network(
       ConfigError: if the network or the devices make no sense; see `create_model` and
         `devices.choose_count`.
     """
-    chosen = config.model.copy_and_resolve_references()
-    chosen.dtype = precision.choose(config.model.dtype).activations
-    model = create_model(chosen, classes, axis_name=BATCH_AXIS)
+    model = create_model(config.model, classes, axis_name=BATCH_AXIS)
     count = config.train.devices if requested is None else requested
     parameters = parameter_counts(model)[0]
     return model, devices.create_mesh(count, config.train.batch_size, parameters)

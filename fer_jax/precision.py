@@ -8,7 +8,6 @@ processor has it, and float32 elsewhere. What has been trained is evaluated in t
 activations.
 """
 
-import contextlib
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -24,10 +23,8 @@ class Precision(NamedTuple):
     rounds_factors: bool  # whether the C++ multiplies in bfloat16
 
     def products(self) -> AbstractContextManager[None]:
-        """Has what is traced in it multiply so."""
-        if self.rounds_factors:
-            return jax.default_matmul_precision(native.ROUNDED)
-        return contextlib.nullcontext()
+        """Has convolutions that are traced in it multiply so."""
+        return native.rounding(self.rounds_factors)
 
     def convolutions(self) -> str:
         """Returns what runs convolutions, as a record names it."""
@@ -35,7 +32,7 @@ class Precision(NamedTuple):
 
 
 def choose(dtype: str) -> Precision:
-    """Decides how to train; call it once devices have been started.
+    """Decides how this machine computes; call it once devices have been started.
 
     Args:
       dtype: `config.model.dtype`.
@@ -44,6 +41,8 @@ def choose(dtype: str) -> Precision:
       The precision. On a CPU without instructions for bfloat16 it is float32, whatever was asked
       for: XLA's bfloat16 takes five times as long there.
     """
+    if dtype == "float32":  # also where devices are not to be started, as for a summary
+        return Precision("float32", rounds_factors=False)
     if jax.default_backend() != "cpu":
         return Precision("float32" if dtype == "auto" else dtype, rounds_factors=False)
-    return Precision("float32", rounds_factors=dtype != "float32" and native.has_bfloat16())
+    return Precision("float32", rounds_factors=native.has_bfloat16())

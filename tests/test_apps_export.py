@@ -177,7 +177,7 @@ def test_a_kernel_beyond_float16_is_refused():
 
 
 def test_a_network_trained_in_bfloat16_is_written_in_float32():
-    model = _model("arch02", dtype="bfloat16")
+    model = _model("arch02").clone(dtype=jnp.bfloat16)
     variables, images = _variables(model), _images(20)
     theirs, _ = _run(_session(onnx_export.export(model, variables, METADATA)), images)
     _assert_same(_predict(_model("arch02"), variables, images), theirs)

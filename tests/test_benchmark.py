@@ -244,8 +244,7 @@ def test_who_asks_for_the_cpu_is_told_nothing(cuda_extra, caplog, monkeypatch):
 def test_bfloat16_is_for_activations_alone(name):
     config = get_config()
     config.model.name = name
-    config.model.dtype = "bfloat16"
-    model = models.create_model(config.model)
+    model = models.create_model(config.model).clone(dtype=jnp.bfloat16)
     images, labels = jnp.zeros((2, 48, 48, 1)), jnp.zeros(2, jnp.int32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 

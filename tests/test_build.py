@@ -486,7 +486,7 @@ def test_the_operations_run_clean_under_the_sanitizers(name, more, tests, tmp_pa
     flags += " -shared-libasan" if name == "clang++" else ""
     sanitizing = script(tmp_path / "sanitizing", f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
     program = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider"]
-    program += ["tests/test_native.py", "tests/test_depthwise.py", "tests/test_build.py"]
+    program += [f"tests/test_{name}.py" for name in ("native", "depthwise", "norm", "build")]
     done = subprocess.run(
         [*program, "-k", tests],
         cwd=ROOT,

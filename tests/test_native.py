@@ -142,7 +142,7 @@ def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
         out, vjp = jax.vjp(f, images, kernel)
         return out, *vjp(jnp.sign(out))
 
-    with jax.default_matmul_precision(native.ROUNDED):
+    with native.rounding(True):
         found = all_three(lambda *xs: conv(*xs, padding="SAME"))
     for x, y in zip(found, all_three(lambda *xs: lax_conv(*xs, padding="SAME")), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -162,7 +162,7 @@ def test_factors_are_rounded_to_bfloat16_and_sums_are_not(side, channels, error)
         out, vjp = jax.vjp(lambda *xs: f(*xs, padding="SAME"), jnp.asarray(lhs), jnp.asarray(rhs))
         return out, *vjp(jnp.asarray(cotangent))
 
-    with jax.default_matmul_precision(native.ROUNDED):
+    with native.rounding(True):
         found = all_three(conv)
     for x, y in zip(found, all_three(lax_conv), strict=True):
         assert 0.002 < rms_error(x, y) < error
@@ -180,7 +180,7 @@ def test_gradients_behind_strides_of_2_are_those_of_factors_in_bfloat16(channels
         out, vjp = jax.vjp(lambda *xs: f(*xs, (2, 2), padding), jnp.asarray(lhs), jnp.asarray(rhs))
         return vjp(jnp.asarray(normal(*out.shape)))
 
-    with jax.default_matmul_precision(native.ROUNDED):
+    with native.rounding(True):
         found = both(conv)
     for x, y in zip(found, both(lax_conv), strict=True):
         assert rms_error(x, y) < 0.014
@@ -203,7 +203,7 @@ def test_a_factor_is_rounded_to_nearest(number, nearest):
     image[0, 0, 0, 3] = number
     kernel = np.zeros((3, 3, 16, 16), np.float32)
     kernel[0, 0, 3, 5] = 1
-    with jax.default_matmul_precision(native.ROUNDED):
+    with native.rounding(True):
         out = conv(jnp.asarray(image), jnp.asarray(kernel))
     if np.isinf(number):
         assert not np.isfinite(out[0, 0, 0, 5])
@@ -212,9 +212,9 @@ def test_a_factor_is_rounded_to_nearest(number, nearest):
 
 
 @needs_library
-@pytest.mark.parametrize("precision", [None, native.ROUNDED])
-def test_what_is_not_a_number_stays_so(precision):
-    with jax.default_matmul_precision(precision):
+@pytest.mark.parametrize("rounded", [False, True])
+def test_what_is_not_a_number_stays_so(rounded):
+    with native.rounding(rounded):
         _test_what_is_not_a_number_stays_so()
 
 
@@ -415,6 +415,22 @@ def wrong_shapes(name):
                 if other or i < len(arrays):  # XLA calls nobody for a result that is empty
                     wrong = (*shape[:axis], other, *shape[axis + 1 :])
                     yield [*shapes[:i], wrong, *shapes[i + 1 :]]
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("images", "result"),
+    [
+        ((2, 6, 6, 16), (2, 32)),
+        ((2, 6, 6, 16), (3, 16)),
+        ((2, 6, 6, 17), (2, 17)),
+        ((0, 6, 6, 16), (2, 16)),
+    ],
+    ids=str,
+)
+def test_moments_of_other_shapes_are_refused(images, result):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*fer_jax: .* must"):
+        call("moments", [images], [result], {})
 
 
 @needs_library

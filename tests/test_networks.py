@@ -22,12 +22,13 @@ QUICK_TO_COMPILE = {"arch02", "tiny"}
 TOO_LARGE_TO_RUN = {"alexnet", "caffenet", "googlenet", "gudi", "resnet18", "resnet50", "xception"}
 
 
-def _model(name, num_classes=7, axis_name=None, **changes):
+def _model(name, num_classes=7, axis_name=None, dtype=None, **changes):
     config = config_lib.get_config().model
     if name == "family":
         changes = {"conv_layers": 3, "hidden_layers": 1} | changes
     config.update({"name": name, **changes})
-    return models.create_model(config, num_classes, axis_name)
+    model = models.create_model(config, num_classes, axis_name)
+    return model.clone(dtype=jnp.dtype(dtype)) if dtype and hasattr(model, "dtype") else model
 
 
 def _apply(model, train, variables, images):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from fer_jax import loop, precision, steps, train
 from fer_jax.labels import IMAGE_SHAPE
+from fer_jax.models import create_model
 from fer_jax.ops import native
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -34,6 +37,27 @@ def test_a_cpu_rounds_factors_where_it_is_made_for_it(dtype, has_bfloat16):
 def test_on_an_accelerator_it_is_the_type_of_activations(dtype, activations, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert precision.choose(dtype) == (activations, False)
+
+
+@pytest.mark.parametrize(("backend", "activations"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_a_network_computes_as_the_machine_does(backend, activations, config, monkeypatch):
+    """Also one that another machine has trained."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config.model.name = "arch02"
+    config.model.dtype = "bfloat16"
+    assert create_model(config.model).dtype == jnp.dtype(activations)
+
+
+@needs_library
+def test_only_what_asks_for_it_rounds_its_factors(config):
+    """Whatever JAX's own precision is, as `JAX_DEFAULT_MATMUL_PRECISION` sets it."""
+    config.model.name = "arch02"
+    model = create_model(config.model)
+    init = functools.partial(model.init_with_output, jax.random.key(0), train=False)
+    with jax.default_matmul_precision("bfloat16"):
+        text = jax.jit(init).lower(jnp.zeros((1, *IMAGE_SHAPE))).as_text()
+    assert "bfloat16 = false" in text
+    assert "bfloat16 = true" not in text
 
 
 @needs_library

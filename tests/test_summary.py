@@ -109,7 +109,7 @@ def test_text_has_the_totals():
 
 @pytest.mark.parametrize("name", ["arch01", "fathallah"])
 def test_the_type_of_activations_changes_no_count(name):
-    half = _model(name, dtype="bfloat16")
+    half = _model(name).clone(dtype=jnp.bfloat16)
     assert summary.flops(half) == summary.flops(_model(name))
     assert summary.layer_table(half) == summary.layer_table(_model(name))
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fer_jax import precision
 from fer_jax.config import Config
 from fer_jax.errors import ConfigError
 from fer_jax.labels import NUM_CLASSES
@@ -46,7 +47,8 @@ def create_model(
 
     Args:
       config: the `model` part of a configuration. Fields that a network has no use for, such as
-        `dropout` in `arch03`, are left unread.
+        `dropout` in `arch03`, are left unread. What `dtype` comes to is for
+        :func:`fer_jax.precision.choose` to say: on a CPU activations are float32.
       num_classes: how many logits an image gets.
       axis_name: mesh axis the batch is sharded over, for what looks at the global batch while
         training: BatchNorm's statistics and dropout's masks. None outside `shard_map`.
@@ -72,7 +74,7 @@ def create_model(
             )
     if name == "family" and not {"conv_layers", "hidden_layers"} <= options.keys():
         raise ConfigError("model `family` needs config.model.conv_layers and .hidden_layers")
-    options["dtype"] = jnp.dtype({"auto": "float32"}.get(options["dtype"], options["dtype"]))
+    options["dtype"] = jnp.dtype(precision.choose(options["dtype"]).activations)
     options |= {"num_classes": num_classes, "axis_name": axis_name}
     model = MODELS[name](**{field: value for field, value in options.items() if field in known})
     contract.check(model, num_classes)

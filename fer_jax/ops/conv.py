@@ -245,10 +245,11 @@ def _is_denser(kernel_shape, strides):
     """Whether gradients are faster with the positions that the strides skip, and zeros there.
 
     Convolutions of 3x3 with strides of 1 have fewer multiplications, and those in bfloat16
-    (`cpp/winograd.h`): the gradients of a ResNet's three such convolutions then take 101 ms in
-    place of 155, in float32 187 in place of 170.
+    (`cpp/winograd.h`). In float32 that does not make up for what is added to zeros.
     """
-    return kernel_shape[:2] == (3, 3) and tuple(strides) == (2, 2) and native.rounds_factors()
+    height, width, channels, features = kernel_shape
+    fits = channels % native.CHANNELS == features % native.CHANNELS == 0
+    return fits and (height, width, *strides) == (3, 3, 2, 2) and native.rounding.value
 
 
 def _dilated(grad, lhs, rhs, strides, padding):
@@ -285,7 +286,8 @@ def _kernel_gradient(lhs, rhs, grad, strides, padding):
 
     def cpu(lhs, grad):
         if native.fits(lhs.shape, rhs.shape, padding):
-            if _is_denser(rhs.shape, strides) and lhs.shape[3] >= 64:  # narrower ones gain nothing
+            # Narrower ones gain nothing, and AMX steps over what strides skip.
+            if _is_denser(rhs.shape, strides) and lhs.shape[3] >= 64 and not native.has_amx():
                 dilated = _dilated(grad, lhs, rhs, strides, padding)
                 return native.kernel_gradient(lhs, dilated, rhs.shape, (1, 1), padding)
             return native.kernel_gradient(lhs, grad, rhs.shape, strides, padding)

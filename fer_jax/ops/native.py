@@ -28,7 +28,6 @@ from fer_jax.ops import build
 log = logging.getLogger("fer_jax")
 
 CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
-ROUNDED = "bfloat16"  # the `jax.default_matmul_precision` at which factors are rounded to it
 _MOST_IN_WINDOW = 127  # an argmax is an int8
 _TARGETS = (
     "convolution",
@@ -42,6 +41,10 @@ _TARGETS = (
     "depthwise_kernel_gradient",
 )
 _library: ctypes.CDLL | None = None
+
+# Whether convolutions that are traced now round what they multiply to bfloat16, as they do within
+# `rounding(True)`. `jit` traces anew where it differs.
+rounding = jax.make_user_context(default_value=False)
 
 
 @functools.cache
@@ -79,7 +82,8 @@ def register(path: Path) -> None:
     """
     global _library
     library = ctypes.CDLL(str(path))
-    library.fer_jax_has_bfloat16.restype = ctypes.c_bool  # of an int only the lowest byte is set
+    for question in (library.fer_jax_has_bfloat16, library.fer_jax_has_amx):
+        question.restype = ctypes.c_bool  # of an int only the lowest byte is set
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
@@ -101,12 +105,9 @@ def has_bfloat16() -> bool:
     return _library is not None and bool(_library.fer_jax_has_bfloat16())
 
 
-def rounds_factors() -> bool:
-    """Returns whether convolutions that are traced now round what they multiply to bfloat16.
-
-    They do within `jax.default_matmul_precision(ROUNDED)`.
-    """
-    return jax.config.jax_default_matmul_precision == ROUNDED  # pyright: ignore[reportAttributeAccessIssue]
+def has_amx() -> bool:
+    """Returns whether that is Intel's AMX, which takes strides and kernels of any size."""
+    return _library is not None and bool(_library.fer_jax_has_amx())
 
 
 Padding = Sequence[tuple[int, int]]
@@ -360,7 +361,7 @@ def _out_shape(images, window, strides, padding, features):
 
 
 def _call_dense(name: str, out: Any, *arrays: jax.Array, **attributes: Any) -> Any:
-    return _call(name, out, *arrays, bfloat16=rounds_factors(), **attributes)
+    return _call(name, out, *arrays, bfloat16=rounding.value, **attributes)
 
 
 def _call(name: str, out: Any, *arrays: jax.Array, **attributes: Any) -> Any:

@@ -661,6 +661,9 @@ extern "C" bool fer_jax_has_bfloat16() {
 #endif
 }
 
+// Whether they are computed with AMX, where channels permit.
+extern "C" bool fer_jax_has_amx() { return has_amx(); }
+
 #define SHARED ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("tasks")
 #define DENSE SHARED.Attr<Ints>("strides").Attr<Ints>("padding").Attr<bool>("bfloat16")
 #define POOLED SHARED.Attr<Ints>("padding").Attr<Ints>("window").Attr<bool>("bfloat16")
