@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from absl import app, flags
 
+from fer_jax.ops import native
 from fer_jax.report import markdown, speed
 from fer_jax.runs import record, workdir
 
@@ -29,10 +31,10 @@ FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "results"
 DOCUMENT = FOLDER.parent / "docs" / "performance.md"
-OURS = "fer_jax"
+OURS, BFLOAT16 = "fer_jax", "fer_jax_bf16"
 PEERS = {
     OURS: "fer-jax",
-    "fer_jax_bf16": "fer-jax bfloat16",  # `config.model.dtype`; it evaluates in float32
+    BFLOAT16: "fer-jax bfloat16",  # `config.model.dtype`, where that is not float32 again
     "fer_jax_xla": "fer-jax without C++",  # what it does where there is no compiler
     "keras": "Keras on TensorFlow",
     "keras_compile": "Keras with XLA",  # `jit_compile`, Keras's default
@@ -40,7 +42,7 @@ PEERS = {
     "torch_bf16": "PyTorch bfloat16",  # autocast: what a user with a new processor turns on
     "torch_compile": "torch.compile",
 }
-COMPARED_WITH = {"torch_bf16": "fer_jax_bf16"}  # in ratios; with all others it is OURS
+COMPARED_WITH = {"torch_bf16": BFLOAT16}  # in ratios; with all others it is OURS
 TRAIN_PASSES = 3  # FLOPs of a training step in forward passes: forward and two gradients
 WORKER_LIMIT_S = 900
 
@@ -90,7 +92,12 @@ Run = dict[str, Any]  # case, peer, round, and the worker's numbers or `error`
 
 
 def measure_all(
-    cases: list[Case], torch_python: str | None, repeats: int, compile_repeats: int, seconds: float
+    cases: list[Case],
+    torch_python: str | None,
+    repeats: int,
+    compile_repeats: int,
+    seconds: float,
+    left_out: Collection[str] = (),
 ) -> tuple[list[Run], list[dict[str, float]]]:
     """Runs every measurement, peers in turn.
 
@@ -100,6 +107,7 @@ def measure_all(
       repeats: rounds.
       compile_repeats: rounds that the peers with a compiler take part in.
       seconds: how long each measurement is timed.
+      left_out: peers that are not measured.
 
     Returns:
       The runs, and for each round the GFLOP/s of a matrix product by library.
@@ -119,6 +127,8 @@ def measure_all(
             peaks.append(peak["gflops_per_s"])
             for case in cases:
                 for peer in order_of(turn, torch_python is not None, turn < compile_repeats):
+                    if peer in left_out:
+                        continue
                     start = time.perf_counter()
                     switch = {"FER_JAX_NATIVE": "0"} if peer == "fer_jax_xla" else {}
                     found = _run(_command(peer, case, torch_python, seconds), env | switch)
@@ -376,16 +386,14 @@ def main(argv: list[str]) -> None:
         "compile_repeats": _COMPILE_REPEATS.value,
         "seconds": _SECONDS.value,
     }
-    runs, peaks = measure_all(
-        cases, torch_python, settings["repeats"], settings["compile_repeats"], settings["seconds"]
-    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    native.load()
+    left_out = [] if native.has_bfloat16() else [BFLOAT16]
+    runs, peaks = measure_all(cases, torch_python, **settings, left_out=left_out)
     check_same_network(runs)
     summary = summarize(runs, peaks)
     peers = [peer for peer in PEERS if any(run["peer"] == peer for run in runs)]
     print(format_tables(summary, peers))
-
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from fer_jax.runs import record
 
     environment = record.environment()
     for run in runs:

@@ -144,7 +144,7 @@ def _build(
     for name, value in arithmetic.items():
         if before and before[name] != value:
             log.warning(
-                "Going on with %s %s instead of %s: equal to rounding, not to the bit",
+                "Going on with %s %s instead of %s: from here on it rounds otherwise",
                 *(value, name, before[name]),
             )
     predict = make_predict(model, mesh, config.eval.batch_size, clock)

@@ -243,7 +243,7 @@ def test_a_run_goes_on_with_the_devices_that_are_there(config, tmp_path, caplog,
     assert evaluate.evaluate_best(config, tmp_path, "valid")["count"] == 21
     config.train.epochs = 2
     assert train.train_and_evaluate(config, tmp_path)["devices"] == 1
-    assert "Going on with 1 devices instead of 2: equal to rounding" in caplog.text
+    assert "Going on with 1 devices instead of 2: from here on it rounds otherwise" in caplog.text
 
 
 def test_fewer_epochs_than_are_done_are_refused(finished):
