@@ -18,6 +18,7 @@ points to the right, y down. Outside of the picture its border pixels go on.
 import dataclasses
 
 import numpy as np
+from PIL import Image
 
 from fer_jax.labels import SIDE
 
@@ -30,6 +31,7 @@ FACE_POINTS = np.array([[15.1, 18.3], [32.9, 18.3], [24.0, 28.7], [16.7, 36.7], 
 # its width varies by 17 %, the distance of the eyes by 24 %, which turning the head changes.
 BOX_HEIGHT = 50.7  # pixels of a 48x48 image
 
+_POINTS_AT_A_TIME = 1 << 15  # so that memory stays small however large the picture is
 _HALF = 0.5 + 1e-9  # so that a mean that is a half rounds up whatever its sum's last bit
 
 
@@ -56,16 +58,16 @@ def luminance(picture: np.ndarray) -> np.ndarray:
     """Returns a picture's grey values.
 
     Args:
-      picture: `[..., 3]` uint8, RGB.
+      picture: `[..., width, 3]` uint8, RGB.
 
     Returns:
-      `[...]` uint8: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) as
+      `[..., width]` uint8: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) as
       (19595 R + 38470 G + 7471 B + 32768) >> 16. Equal channels keep their value.
     """
-    weighted = picture[..., 0] * np.uint32(19595)
-    weighted += picture[..., 1] * np.uint32(38470)
-    weighted += picture[..., 2] * np.uint32(7471)
-    return ((weighted + np.uint32(32768)) >> np.uint32(16)).astype(np.uint8)
+    if not picture.size:
+        return np.empty(picture.shape[:-1], np.uint8)
+    rows = Image.fromarray(picture.reshape(-1, *picture.shape[-2:]))
+    return np.asarray(rows.convert("L")).reshape(picture.shape[:-1])
 
 
 def face_square(box: np.ndarray, points: np.ndarray) -> Square:
@@ -124,12 +126,13 @@ def sample(grey: np.ndarray, square: Square, cells: int) -> np.ndarray:
     points = cells * k
     offsets = (np.arange(points) + 0.5 - points / 2) * (square.side / points)
     means = np.empty((cells, cells))
-    for row in range(cells):  # one at a time: memory stays small however large the picture is
-        down = offsets[row * k : (row + 1) * k, None]
+    rows = max(1, _POINTS_AT_A_TIME // (points * k))
+    for first in range(0, cells, rows):
+        down = offsets[first * k : (first + rows) * k, None]
         x = square.x + (offsets * square.cos - down * square.sin)
         y = square.y + (offsets * square.sin + down * square.cos)
         values = interpolate(grey, x, y)
-        means[row] = values.reshape(k, cells, k).sum(axis=(0, 2)) / (k * k)
+        means[first : first + rows] = values.reshape(-1, k, cells, k).sum(axis=(1, 3)) / (k * k)
     return means
 
 
@@ -147,8 +150,13 @@ def interpolate(grey: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     height, width = grey.shape
     left, top = np.floor(x - 0.5), np.floor(y - 0.5)
     right_share, lower_share = x - 0.5 - left, y - 0.5 - top
-    columns = [np.clip(left + i, 0, width - 1).astype(np.intp) for i in (0, 1)]
-    rows = [np.clip(top + i, 0, height - 1).astype(np.intp) for i in (0, 1)]
-    upper = grey[rows[0], columns[0]] * (1 - right_share) + grey[rows[0], columns[1]] * right_share
-    lower = grey[rows[1], columns[0]] * (1 - right_share) + grey[rows[1], columns[1]] * right_share
-    return upper * (1 - lower_share) + lower * lower_share
+    column, row = left.astype(np.intp), top.astype(np.intp)
+    columns = [np.minimum(np.maximum(column + i, 0), width - 1) for i in (0, 1)]
+    rows = [np.minimum(np.maximum(row + i, 0), height - 1) * width for i in (0, 1)]
+    pixels = grey.reshape(-1)  # found by one index in half the time that two take
+
+    def along(row: np.ndarray) -> np.ndarray:
+        before, behind = (pixels[row + column] for column in columns)
+        return before * (1 - right_share) + behind * right_share
+
+    return along(rows[0]) * (1 - lower_share) + along(rows[1]) * lower_share

@@ -74,7 +74,7 @@ class Detector:
           From left to right by the boxes' left edges; of equals the upper one first. Equal pictures
           give equal lists.
         """
-        bgr = np.ascontiguousarray(picture[..., ::-1])
+        bgr = self._cv2.cvtColor(picture, self._cv2.COLOR_RGB2BGR)
         faces = [self._look_again(bgr, box) for box in self._candidates(bgr)]
         kept: list[Found] = []
         for face in sorted(filter(None, faces), key=lambda face: -face.score):
@@ -117,11 +117,12 @@ class Detector:
 
     def _patch(self, bgr: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
         """Cuts out a square, `[PATCH_SIDE, PATCH_SIDE, 3]`; border pixels go on outside."""
-        height, width = bgr.shape[:2]
-        rows = np.clip(np.arange(top, top + side), 0, height - 1)
-        columns = np.clip(np.arange(left, left + side), 0, width - 1)
-        patch = bgr[rows[:, None], columns]
         cv2 = self._cv2
+        rows, columns = (
+            np.clip(np.arange(start, start + side), 0, length - 1)
+            for start, length in zip((top, left), bgr.shape[:2], strict=True)
+        )
+        patch = bgr.take(rows, axis=0).take(columns, axis=1)
         how = cv2.INTER_AREA if side > PATCH_SIDE else cv2.INTER_CUBIC
         return cv2.resize(patch, (PATCH_SIDE, PATCH_SIDE), interpolation=how)
 
