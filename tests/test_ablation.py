@@ -9,7 +9,7 @@ from fer_jax.study.plan import ROOT
 from fer_jax.study.table import load
 
 STUDY = ROOT / "experiments" / "compact_ablation.py"
-RECORDS = ROOT / "results" / "compact_ablation"
+MUON = ROOT / "experiments" / "compact_muon.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,26 @@ def test_without_enough_runs_no_number_is_shown(tmp_path, cells):
     assert "Too few runs" in ablation.blocks(frame, [])["ablation-effects"]
 
 
-def test_committed_records_are_of_the_declared_study_and_did_not_open_test(cells):
-    frame = load(RECORDS)
-    names = {cell.name for cell in cells}
+def test_runs_with_muon_stand_beside_the_recipe(tmp_path):
+    declared = design.cells(design.load_study(MUON))
+    assert "not measured yet" in ablation.muon(load(tmp_path), [])
+    frame = written(tmp_path / "records", declared, lambda levels: 0.0, seeds=1)
+    frame["valid/accuracy"] = [0.66, 0.67]
+    frame["train_running/accuracy"] = [0.71, 0.72]
+    frame["epochs_run"] = 16
+    rows = ablation.muon(frame, [final(0.65)]).splitlines()[2:]
+    assert rows == [
+        "| Muon, weight_decay 0.0005 | 16 | 0.660 | 0.710 | 1 |",
+        "| Muon, weight_decay 0.02 | 16 | 0.670 | 0.720 | 1 |",
+        "| SGD, the recipe itself | 40 | 0.650 | 0.700 | 1 |",
+    ]
+
+
+@pytest.mark.parametrize("path", [STUDY, MUON], ids=lambda path: path.stem)
+def test_committed_records_are_of_the_declared_study_and_did_not_open_test(path):
+    folder = ROOT / "results" / path.stem
+    frame = load(folder)
     found = list(zip(frame["run"], frame["seed"], strict=True))
-    assert len(found) == len(set(found)) == len(list(RECORDS.glob("*.json"))) > 0
-    assert {name for name, _ in found} <= names
+    assert len(found) == len(set(found)) == len(list(folder.glob("*.json"))) > 0
+    assert {name for name, _ in found} <= {c.name for c in design.cells(design.load_study(path))}
     assert set(frame["test_evaluations"]) == {0}

@@ -291,8 +291,15 @@ def test_an_ensemble_has_no_epochs_and_no_time(tmp_path):
 
 
 def test_bfloat16_is_compared_seed_by_seed_with_float32_on_a_cpu():
-    exact = [record(seed, convolutions="native") for seed in range(4)]
-    rounded = [record(seed, convolutions="native bfloat16") for seed in range(3)]
+    exact = [record(seed, model="arch02", convolutions="native") for seed in range(4)]
+    name = "arch02_bs96_bfloat16"
+    rounded = [
+        record(seed, model="arch02", experiment=name, convolutions="native bfloat16")
+        for seed in range(3)
+    ]
+    for found in rounded:
+        found["config"]["experiment"] = name
+        found["config"]["model"]["dtype"] = "bfloat16"
     for found, accuracy in zip(exact, (0.50, 0.51, 0.52, 0.99), strict=True):
         found["metrics"]["valid"]["accuracy"] = accuracy
     for found, change in zip(rounded, (0.01, -0.01, 0.03), strict=True):
@@ -584,7 +591,7 @@ def test_openings_of_test_are_counted():
     assert "opened 5 times in all, once for each of 3 records of runs, and 2 times for" in found
     found = words.openings(runs, [1, 1, 0], [1])
     assert "opened 6 times" in found
-    assert "and 1 times for 1 runs that others took" in found
+    assert "and 1 time for what stands in `results/replaced`" in found
 
 
 def test_speeds_of_the_papers_networks_share_a_row():

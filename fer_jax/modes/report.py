@@ -16,6 +16,9 @@ log = logging.getLogger("fer_jax")
 
 def run(config: Any, workdir: Path | None) -> None:
     """Brings the documents up to date, or writes the page with pictures if data is named."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # networks are counted, not run
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if flags.FLAGS["config"].present or given:
         write_illustrated(config.data, workdir or Path("out") / "reproduction")

@@ -12,6 +12,7 @@ from fer_jax.study.analysis import Analysis, Change
 from fer_jax.study.design import label_of
 from fer_jax.study.effects import Frame
 from fer_jax.study.table import RUNNING, one_at_a_time
+from fer_jax.study.table import factors as factors_of
 
 VALID = "valid/accuracy"
 BLOCKS = ("ablation-design", "ablation-effects", "ablation-words", "ablation-length")
@@ -90,6 +91,35 @@ def length(frame: Frame, final: Sequence[Record]) -> str:
     header = ("Epochs", "valid", "running train", "Seeds", "valid, a doubling", "train, a doubling")
     table = markdown.table(header, shown)
     return f"{table}\n\n{_outlook(rows[-1], gains)}" if gains else table
+
+
+def muon(frame: Frame, final: Sequence[Record]) -> str:
+    """Returns how far Muon comes in fewer epochs, beside the recipe at its whole length.
+
+    Args:
+      frame: the runs with Muon, from :func:`fer_jax.study.table.load`; None or empty without any.
+      final: records of the recipe.
+    """
+    if frame is None or frame.empty:
+        return f"Longer runs with Muon: {records.NOT_MEASURED}."
+    varied = factors_of(frame)
+    rows = [
+        [
+            "Muon, " + ", ".join(f"{factors.factor_name(f)} {of[f].iloc[0]:g}" for f in varied),
+            int(of["epochs_run"].iloc[0]),
+            records.spread(list(of[VALID])),
+            records.spread(list(of[RUNNING])),
+            len(of),
+        ]
+        for _, of in frame.groupby("run", sort=False)
+    ]
+    if final:
+        valid = [one["metrics"]["valid"]["accuracy"] for one in final]
+        running = [one["history"][-1][RUNNING] for one in final]
+        epochs = final[0]["config"]["train"]["epochs"]
+        spreads = records.spread(valid), records.spread(running)
+        rows.append(["SGD, the recipe itself", epochs, *spreads, len(final)])
+    return markdown.table(("Optimiser", "Epochs", "valid", "running train", "Seeds"), rows)
 
 
 def _outlook(last: _OfLength, gains: Sequence[tuple[float, float]]) -> str:

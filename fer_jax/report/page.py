@@ -32,7 +32,7 @@ from fer_jax.report import (
 from fer_jax.report.figures import Drawing, Faces
 from fer_jax.report.paper import PAPER, TITLES
 from fer_jax.report.records import NOT_MEASURED, Record, Runs
-from fer_jax.runs import workdir
+from fer_jax.runs import record, workdir
 from fer_jax.study.plan import ROOT, RUNS
 
 DOCS = ROOT / "docs"
@@ -41,6 +41,7 @@ PAGE = DOCS / "reproduction.md"
 FACTORS = ROOT / "results" / "factors"  # records of the factor study
 ABLATION = ROOT / "results" / "compact_ablation"  # records of the ablation of Compact's recipe
 REPLACED = ROOT / "results" / "replaced"  # records that others, of the same name, took the place of
+MUON = ROOT / "results" / "compact_muon"  # of Compact with Muon, longer than there
 OUT = Path("out")  # what git ignores
 _DATA = "data.json"  # the numbers of all figures, beside them
 _SHEETS = {"arch01": 9, "arch02_bs96": 10, "arch03": 11}  # experiment -> the paper's figure
@@ -56,6 +57,7 @@ class Sources(NamedTuple):
     faces: Faces
     factors: Any = None  # table of the factor study, a pandas frame
     ablation: Any = None  # of the ablation of Compact's recipe, likewise
+    muon: Any = None  # of longer runs with Muon, likewise
     imported: Sequence[Record] = ()  # of published weights
     replaced: Sequence[Record] = ()  # no longer in any table
     peers: Sequence[Record] = ()  # of training beside Keras and PyTorch
@@ -88,8 +90,9 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
         faces=Faces(names),
         factors=table.load(FACTORS),
         ablation=table.load(ABLATION),
+        muon=table.load(MUON),
         imported=read_all(),
-        replaced=[records.read(path) for path in sorted(REPLACED.glob("*.json"))],
+        replaced=[record.read(path) for path in sorted(REPLACED.glob("*.json"))],
         peers=speed.load(),
     )
 
@@ -103,11 +106,11 @@ def with_pictures(sources: Sources, dataset: Dataset) -> Sources:
     """
     test = dataset.splits["test"]
     for name, rows in sources.runs.items():
-        for record in rows:
-            labels, _ = records.predictions(record)
+        for found in rows:
+            labels, _ = records.predictions(found)
             if not np.array_equal(labels, test.labels):
                 raise DataError(
-                    f"the test labels of {name}, seed {record['seed']}, are not those of "
+                    f"the test labels of {name}, seed {found['seed']}, are not those of "
                     f"{dataset.name}/{dataset.kind}; give the data that the records are of"
                 )
     names = [name.decode() for name in test.ids]
@@ -151,7 +154,8 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
     """
     runs, copies = sources.runs, sources.copies
     of_factors = factors.blocks(sources.factors)
-    ablated = ablation.blocks(sources.ablation, records.main_row(runs.get("compact", [])))
+    compact = records.main_row(runs.get("compact", []))
+    ablated = ablation.blocks(sources.ablation, compact)
     published = {
         f"{tables.title(found['experiment'])}, published weights": [found]
         for found in sources.imported
@@ -181,6 +185,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "spread": lambda: tables.spread_table(runs),
         "pairs": lambda: tables.pairs_table(pairs),
         "pairs-words": lambda: words.differences(pairs),
+        "muon": lambda: ablation.muon(sources.muon, compact),
         "learning-curves": lambda: _learning_curves(drawn),
         "predictions": lambda: _predictions(runs, drawn),
     }

@@ -342,7 +342,7 @@ def precision_table(runs: Runs) -> str:
             seed
             for seed in sorted(rounded.keys() & exact.keys())
             if changed_fields(rounded[seed]["config"], exact[seed]["config"]).keys()
-            <= {"model.dtype"}
+            <= {"experiment", "model.dtype"}
         ]
         if len(seeds) < 2:
             continue

@@ -117,15 +117,15 @@ def openings(runs: Runs, studied: Sequence[int] = (), replaced: Sequence[int] = 
     averaged = f" and {members} ensemble{'s' * (members > 1)}" if members else ""
     study = f", and {sum(studied)} times for the {len(studied)} runs of the factor study"
     others = (
-        f", and {sum(replaced)} times for {len(replaced)} runs that others took the place of "
-        "(`results/replaced`)"
+        f", and {sum(replaced)} time{'s' * (sum(replaced) > 1)} for what stands in "
+        "`results/replaced`, runs that others took the place of"
     )
     total = len(found) + sum(studied) + sum(replaced)
     return (
         f"Test was opened {total} times in all, once for each of {trained} records of runs"
         f"{averaged}{study if studied else ''}{others if replaced else ''}; published weights are "
         "measured on it as they are. Recipes, seeds and checkpoints are chosen on valid; the "
-        "ablation of Compact's recipe does not open test."
+        "studies of Compact's recipe do not open test."
     )
 
 
