@@ -4,8 +4,8 @@ On an accelerator `bfloat16` is the type of activations. A processor with fast i
 (AMD's AVX512_BF16, Intel's AMX) trains faster if activations stay float32 and the C++ rounds what
 it multiplies in convolutions: the factors of Winograd's filtering (`ops/cpp/winograd.h`), or images
 and kernels as they are (`ops/cpp/amx.h`). Sums, and all else, are float32. `auto` is that where the
-processor has it, and float32 elsewhere. What has been trained is evaluated in the type of its
-activations.
+processor has it, and float32 elsewhere. A trained network is asked in what activations are on the
+machine that asks: on a CPU in float32, whatever it was trained in.
 """
 
 from contextlib import AbstractContextManager
@@ -41,7 +41,7 @@ def choose(dtype: str) -> Precision:
       The precision. On a CPU without instructions for bfloat16 it is float32, whatever was asked
       for: XLA's bfloat16 takes five times as long there.
     """
-    if dtype == "float32":  # also where devices are not to be started, as for a summary
+    if dtype == "float32":  # no question for devices, which would be started
         return Precision("float32", rounds_factors=False)
     if jax.default_backend() != "cpu":
         return Precision("float32" if dtype == "auto" else dtype, rounds_factors=False)

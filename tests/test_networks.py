@@ -15,7 +15,7 @@ from fer_jax.errors import ConfigError
 from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.machine import devices
 from fer_jax.machine.devices import BATCH_AXIS
-from fer_jax.models import layers, summary
+from fer_jax.models import contract, layers, summary
 
 SLOW_TO_TRACE = {"googlenet", "resnet50", "xception"}
 QUICK_TO_COMPILE = {"arch02", "tiny"}
@@ -221,6 +221,11 @@ def test_a_network_that_breaks_the_contract_is_refused_in_one_line(
             _model("wrong", num_classes, axis_name)
         assert "\n" not in str(error.value)
         assert "docs/architecture.md" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["arch02", "compact"])
+def test_the_contract_holds_with_activations_in_bfloat16(name):
+    contract.check(_model(name, dtype="bfloat16"), 7)
 
 
 def test_a_plain_network_keeps_the_contract(monkeypatch):

@@ -55,7 +55,7 @@ def test_only_what_asks_for_it_rounds_its_factors(config):
     model = create_model(config.model)
     init = functools.partial(model.init_with_output, jax.random.key(0), train=False)
     with jax.default_matmul_precision("bfloat16"):
-        text = jax.jit(init).lower(jnp.zeros((1, *IMAGE_SHAPE))).as_text()
+        text = jax.jit(init).lower(jnp.zeros((2, *IMAGE_SHAPE))).as_text()
     assert "bfloat16 = false" in text
     assert "bfloat16 = true" not in text
 

@@ -31,7 +31,7 @@ FACE_POINTS = np.array([[15.1, 18.3], [32.9, 18.3], [24.0, 28.7], [16.7, 36.7], 
 # its width varies by 17 %, the distance of the eyes by 24 %, which turning the head changes.
 BOX_HEIGHT = 50.7  # pixels of a 48x48 image
 
-_POINTS_AT_A_TIME = 1 << 15  # so that memory stays small however large the picture is
+_POINTS_AT_A_TIME = 1 << 14  # they stay in cache, however large the picture is
 _HALF = 0.5 + 1e-9  # so that a mean that is a half rounds up whatever its sum's last bit
 
 
@@ -125,6 +125,7 @@ def sample(grey: np.ndarray, square: Square, cells: int) -> np.ndarray:
     k = max(1, int(np.ceil(square.side / cells - 1e-9)))  # 2 for a square twice as large, not 3
     points = cells * k
     offsets = (np.arange(points) + 0.5 - points / 2) * (square.side / points)
+    grey = np.ascontiguousarray(grey)
     means = np.empty((cells, cells))
     rows = max(1, _POINTS_AT_A_TIME // (points * k))
     for first in range(0, cells, rows):
@@ -148,15 +149,17 @@ def interpolate(grey: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
       float64 of that shape.
     """
     height, width = grey.shape
-    left, top = np.floor(x - 0.5), np.floor(y - 0.5)
-    right_share, lower_share = x - 0.5 - left, y - 0.5 - top
+    x, y = x - 0.5, y - 0.5
+    left, top = np.floor(x), np.floor(y)
+    right_share, lower_share = x - left, y - top
     column, row = left.astype(np.intp), top.astype(np.intp)
-    columns = [np.minimum(np.maximum(column + i, 0), width - 1) for i in (0, 1)]
-    rows = [np.minimum(np.maximum(row + i, 0), height - 1) * width for i in (0, 1)]
+    columns = [np.clip(column + i, 0, width - 1) for i in (0, 1)]
+    rows = [np.clip(row + i, 0, height - 1) * width for i in (0, 1)]
     pixels = grey.reshape(-1)  # found by one index in half the time that two take
 
     def along(row: np.ndarray) -> np.ndarray:
-        before, behind = (pixels[row + column] for column in columns)
-        return before * (1 - right_share) + behind * right_share
+        before, behind = (pixels[row + column].astype(np.float64) for column in columns)
+        return before + (behind - before) * right_share
 
-    return along(rows[0]) * (1 - lower_share) + along(rows[1]) * lower_share
+    upper, lower = along(rows[0]), along(rows[1])
+    return upper + (lower - upper) * lower_share

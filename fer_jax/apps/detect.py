@@ -122,7 +122,8 @@ class Detector:
             np.clip(np.arange(start, start + side), 0, length - 1)
             for start, length in zip((top, left), bgr.shape[:2], strict=True)
         )
-        patch = bgr.take(rows, axis=0).take(columns, axis=1)
+        patch = bgr[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        patch = patch.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
         how = cv2.INTER_AREA if side > PATCH_SIDE else cv2.INTER_CUBIC
         return cv2.resize(patch, (PATCH_SIDE, PATCH_SIDE), interpolation=how)
 
