@@ -11,11 +11,12 @@ from fer_jax import predict, train
 from fer_jax.apps import crop, explain
 from fer_jax.apps import load as load_module
 from fer_jax.apps.load import load
-from fer_jax.apps.predictor import BATCH
+from fer_jax.apps.predictor import BATCH, FEW, _batch_sizes
 from fer_jax.config import get_config
 from fer_jax.errors import CheckpointError, PictureError, WeightsError
 from fer_jax.labels import CLASSES
 from fer_jax.models import MODELS
+from fer_jax.ops import native
 from fer_jax.weights import store
 
 
@@ -33,8 +34,26 @@ def test_the_package_offers_what_is_documented():
         fer_jax.no_such_name  # noqa: B018
 
 
+def test_weights_are_loaded_with_the_library_that_training_has_kept(monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, "load_kept", lambda: asked.append(True))
+    load("arch02")
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        *[(0, []), (1, [1]), (2, [8]), (16, [8, 8]), (17, [8, 8, 8]), (25, [32]), (32, [32])],
+        *[(33, [32, 8]), (64, [32, 32]), (90, [32, 32, 32])],
+    ],
+)
+def test_few_images_do_not_pay_for_many(count, sizes):
+    assert _batch_sizes(count) == sizes
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 7, 3 * BATCH + 5])
+@pytest.mark.parametrize("count", [1, 7, 3 * BATCH + 5, BATCH + 2 * FEW])
 def test_crops_give_exactly_what_make_predict_gives(count):
     images = crops(count)
     found = predictor().predict(images)

@@ -98,6 +98,27 @@ def test_two_builds_at_once_and_one_again_give_one_library(compiler, folder):
     assert len(compiler.read_text().splitlines()) == len(called.splitlines()) + 1
 
 
+@pytest.mark.slow
+@needs_library
+def test_what_must_start_soon_takes_a_library_that_is_there_and_compiles_none(
+    compiler, tmp_path, folder
+):
+    program = "from fer_jax.ops import native; print(native.load_kept(), native.available())"
+    variables = {"CXX": os.environ["CXX"], "FER_JAX_CACHE": str(tmp_path)}
+    assert run(program, **variables).stdout == "False False\n"
+    assert compiler.read_text() == ""
+
+    kept = tmp_path / "compiled"  # made private by the process before
+    path = build.library(folder)
+    shutil.copy2(path, kept / path.name)
+    assert run(program, **variables).stdout == "True True\n"
+    assert run(program, **variables, FER_JAX_NATIVE="0").stdout == "False False\n"
+    (kept / path.name).write_bytes(b"")
+    assert run(program, **variables).stdout == "False False\n"
+    again = "from fer_jax.ops import native; print(native.load_kept(), native.load())"
+    assert run(again, **variables).stdout == "False True\n"
+
+
 def test_another_compiler_or_jaxlib_or_processor_makes_another_library(
     tmp_path, folder, monkeypatch
 ):

@@ -20,11 +20,19 @@ needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler he
 few_examples = settings(max_examples=8, deadline=None, derandomize=True)
 
 
+@needs_library
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_image_alone_is_left_to_xla(images):
+    lhs, rhs = normal(images, 9, 9, 16), normal(3, 3, 16, 16)
+    lowered = jax.jit(lambda *xs: conv(*xs, (1, 1), "SAME")).lower(lhs, rhs).as_text()
+    assert ("fer_jax_convolution" in lowered) == (images > 1)
+
+
 @pytest.mark.slow
 @needs_library
 @few_examples
 @given(
-    images=st.integers(1, 5),
+    images=st.integers(2, 5),
     size=st.tuples(st.integers(5, 20), st.integers(5, 20)),
     channels=st.sampled_from([1, 3, 16, 20, 32]),
     features=st.sampled_from([16, 32, 48, 64]),
@@ -48,7 +56,7 @@ def test_equals_lax_in_float64(images, size, channels, features, kernel, strides
 @needs_library
 @few_examples
 @given(
-    images=st.integers(1, 4),
+    images=st.integers(2, 4),
     size=st.tuples(st.integers(9, 16), st.integers(9, 16)),
     channels=st.sampled_from([1, 16, 24, 32]),
     features=st.sampled_from([16, 48]),
@@ -77,7 +85,7 @@ def test_convolution_relu_and_pooling_in_one_equal_those_in_turn_in_float64(
 @needs_library
 @settings(few_examples, max_examples=15)
 @given(
-    images=st.integers(1, 4),
+    images=st.integers(2, 4),
     size=st.tuples(st.integers(3, 30), st.integers(3, 30)),
     channels=st.sampled_from([16, 32, 64]),
     features=st.sampled_from([16, 32, 96]),
@@ -135,7 +143,7 @@ def rms_error(found, expected):
 def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
     """Small whole numbers keep all bits in tiles of 2x2, of whose 9 one has no partner."""
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.integers(-3, 4, (1, 6, 6, 32)), jnp.float32)
+    images = jnp.asarray(rng.integers(-3, 4, (2, 6, 6, 32)), jnp.float32)
     kernel = jnp.asarray(4 * rng.integers(-1, 2, (3, 3, 32, 48)), jnp.float32)
 
     def all_three(f):
@@ -199,7 +207,7 @@ def test_gradients_behind_strides_of_2_are_those_of_factors_in_bfloat16(channels
 )
 def test_a_factor_is_rounded_to_nearest(number, nearest):
     """One pixel and a kernel of one tap: corners of a tile are transformed to themselves."""
-    image = np.zeros((1, 5, 5, 16), np.float32)
+    image = np.zeros((2, 5, 5, 16), np.float32)
     image[0, 0, 0, 3] = number
     kernel = np.zeros((3, 3, 16, 16), np.float32)
     kernel[0, 0, 3, 5] = 1
@@ -219,7 +227,7 @@ def test_what_is_not_a_number_stays_so(rounded):
 
 
 def _test_what_is_not_a_number_stays_so():
-    image, kernel = np.zeros((1, 18, 18, 16), np.float32), jnp.ones((3, 3, 16, 16))
+    image, kernel = np.zeros((2, 18, 18, 16), np.float32), jnp.ones((3, 3, 16, 16))
     image[0, 9, 9] = np.nan
     for padding in ("VALID", "SAME"):
         out = ops.conv_relu(jnp.asarray(image), kernel, jnp.zeros(16), (1, 1), padding)
@@ -250,7 +258,7 @@ def test_convolution_and_relu_in_one_equal_those_in_turn_in_float64(
 
 @needs_library
 def test_where_the_relu_is_zero_no_gradient_passes():
-    image, kernel = jnp.ones((1, 4, 4, 16)), jnp.ones((1, 1, 16, 16))
+    image, kernel = jnp.ones((2, 4, 4, 16)), jnp.ones((1, 1, 16, 16))
     for bias, passes in ((-17.0, 0), (-16.0, 0), (-15.0, 16)):  # ReLU of -1, 0 and 1, all ties
 
         def total(image, bias=bias):

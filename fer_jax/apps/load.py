@@ -53,8 +53,15 @@ class Network(NamedTuple):
 
 
 def load(weights: str | Path | None = None) -> Predictor:
-    """Loads a trained network as what predicts; see :func:`load_network`."""
+    """Loads a trained network as what predicts; see :func:`load_network`.
+
+    On a CPU convolutions run in C++ where training on this machine has compiled it, in XLA alone
+    elsewhere; the two round differently.
+    """
+    from fer_jax.ops import native
+
     network = load_network(weights)
+    native.load_kept()
     classes = network.metadata["classes"]
     return Predictor(network.model, network.variables, network.name, classes)
 

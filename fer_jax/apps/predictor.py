@@ -12,7 +12,9 @@ from fer_jax.apps import crop, picture
 from fer_jax.apps.crop import Square
 from fer_jax.labels import CLASSES, SIDE
 
-BATCH = 32  # images at a time; fewer are padded, so that few programs are compiled
+# Images at a time, and where there are fewer; padded, so that few programs are compiled. Sizes at
+# which an image gives the same bits: of smaller ones XLA multiplies the matrices otherwise.
+BATCH, FEW = 32, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Predictor:
     def __init__(self, model: Any, variables: Any, name: str, classes: Sequence[str] = CLASSES):
         """Takes a network, from `create_model`, and its variables.
 
-        The first JAX device computes. What convolutions run in is as `devices.start` left it: plain
-        XLA unless that was called.
+        The first JAX device computes. On a CPU convolutions run in C++ if
+        :mod:`fer_jax.ops.native` has been loaded, in XLA alone otherwise.
         """
         import jax
         from jax.sharding import Mesh
@@ -102,12 +104,12 @@ class Predictor:
             square = crop.centre_square(*grey.shape[1:])
             grey = np.stack([crop.crop(image, square) for image in grey]) if len(grey) else grey
             grey = grey.reshape(-1, SIDE, SIDE)
-        size = 1 if len(grey) == 1 else BATCH  # one face, live, must not wait for 31 others
-        log_probs = [
-            self._program(size)(self._variables, grey[start : start + size, ..., None])
-            for start in range(0, len(grey), size)
-        ]
-        return np.exp(np.concatenate([np.empty((0, len(self.classes)), np.float32), *log_probs]))
+        found, start = [np.empty((0, len(self.classes)), np.float32)], 0
+        for size in _batch_sizes(len(grey)):
+            batch = grey[start : start + size, ..., None]
+            found.append(self._program(size)(self._variables, batch))
+            start += size
+        return np.exp(np.concatenate(found))
 
     def _program(self, size: int) -> Any:
         from fer_jax.predict import make_predict
@@ -181,6 +183,15 @@ class Predictor:
         from fer_jax.apps.explain import saliency
 
         return saliency(self.predict, face.image)
+
+
+def _batch_sizes(count: int) -> list[int]:
+    """Returns the sizes of the batches for so many images; the last one need not be full."""
+    if count == 1:
+        return [1]  # one face, live, must not wait for others
+    whole, rest = divmod(count, BATCH)
+    few = -(-rest // FEW)
+    return [BATCH] * whole + ([FEW] * few if few * FEW < BATCH else [BATCH])
 
 
 def _to_picture(source: np.ndarray | Path | str) -> np.ndarray:

@@ -37,14 +37,13 @@ def _predict(found: dict[str, Any]) -> str:
         for name, of in found["medians"].items()
     ]
     rounds = len(found["rounds"])
-    frame = found["medians"]["a frame of 640 pixels"]
-    share = frame["per_s"] / frame["detector_per_s"]
+    frame = found["medians"]["a frame of a video of 640 pixels"]
     return (
         markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
         + f"\n\n`{found['weights']}` on {_machine(found)}; medians over {rounds} rounds "
         f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
-        f"{frame['detector_per_s']:.1f} frames a second, of which {share:.0%} are left with the "
-        "network behind it."
+        f"{frame['detector_per_s']:.1f} frames a second, of which {frame['of_detector']:.0%} are "
+        "left with the network behind it, in a video."
     )
 
 

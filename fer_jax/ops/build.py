@@ -49,15 +49,32 @@ def library(folder: Path) -> Path:
     compiler = find_compiler()
     key = _key(compiler)
     try:
-        for path in folder.glob(f"native_{key}_*.so"):
-            if _is_whole(path):
-                with contextlib.suppress(OSError):
-                    os.utime(path)  # when it was last used
-                return path
-            path.unlink(missing_ok=True)
-        return _build(compiler, key, folder)
+        return _find(key, folder) or _build(compiler, key, folder)
     except OSError as error:
         raise NativeError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def kept(folder: Path) -> Path | None:
+    """Returns the path of a library that :func:`library` has made for this processor, or None.
+
+    Args:
+      folder: as there.
+
+    Raises:
+      NativeError: without a compiler, whose version is part of what tells libraries apart.
+      OSError: if `folder` cannot be read.
+    """
+    return _find(_key(find_compiler()), folder)
+
+
+def _find(key: str, folder: Path) -> Path | None:
+    for path in folder.glob(f"native_{key}_*.so"):
+        if _is_whole(path):
+            with contextlib.suppress(OSError):
+                os.utime(path)  # when it was last used
+            return path
+        path.unlink(missing_ok=True)
+    return None
 
 
 def find_compiler() -> list[str]:

@@ -59,8 +59,8 @@ def load() -> bool:
     Returns:
       Whether it is loaded. If it should be and cannot, a line in the log says why.
     """
-    if os.environ.get("FER_JAX_NATIVE") == "0" or jax.default_backend() != "cpu":
-        return False
+    if available() or not _is_wanted():
+        return available()
     try:
         with contextlib.ExitStack() as stack:
             folder = cache_folder() or stack.enter_context(tempfile.TemporaryDirectory())
@@ -88,6 +88,25 @@ def register(path: Path) -> None:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
     _library = library
+
+
+def load_kept() -> bool:
+    """Loads the library if an earlier :func:`load` has kept it: a start must not take its minutes.
+
+    Returns:
+      Whether it is loaded. Without a word it is not if there is none of the same sources, compiler,
+      jaxlib and processor.
+    """
+    if available() or not _is_wanted():
+        return available()
+    with contextlib.suppress(build.NativeError, OSError):
+        if (folder := cache_folder()) and (path := build.kept(Path(folder))):
+            register(path)
+    return available()
+
+
+def _is_wanted() -> bool:
+    return os.environ.get("FER_JAX_NATIVE") != "0" and jax.default_backend() == "cpu"
 
 
 def available() -> bool:
@@ -125,13 +144,16 @@ def fits(
 ) -> bool:
     """Returns whether a convolution is one for the library, which must have been loaded.
 
+    That of an image alone is not: XLA shares it out over the cores, and the library would transform
+    a kernel (`cpp/winograd.h`) to use it once.
+
     Args:
       images: shape `[batch, height, width, channels]`.
       kernel: shape `[height, width, channels, features]`.
       padding: two (low, high) pairs.
       pool: what follows the convolution, if anything does, its strides then being 1.
     """
-    if not available() or min(map(min, padding)) < 0:
+    if not available() or images[0] == 1 or min(map(min, padding)) < 0:
         return False
     whole = conv_shape(images, kernel, padding)
     if min(*images[1:], *kernel, *whole[1:]) < 1 or kernel[3] % CHANNELS:
