@@ -28,7 +28,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    return record.device_name(found["environment"]["device"])
+    device = found["environment"]["device"]
+    features = ", ".join(device.get("cpu_features", ()))
+    return record.device_name(device) + f" ({features})" * bool(features)
 
 
 def _predict(found: dict[str, Any]) -> str:
