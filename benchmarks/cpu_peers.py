@@ -127,9 +127,8 @@ def measure_all(
                 sys.exit(f"cpu_peers.py: matmul_peak.py failed: {peak['error']}")
             peaks.append(peak["gflops_per_s"])
             for case in cases:
-                for peer in order_of(turn, torch_python is not None, turn < compile_repeats):
-                    if peer in left_out:
-                        continue
+                with_torch, with_compile = torch_python is not None, turn < compile_repeats
+                for peer in order_of(turn, with_torch, with_compile, left_out):
                     start = time.perf_counter()
                     switch = {"FER_JAX_NATIVE": "0"} if peer == "fer_jax_xla" else {}
                     found = _run(_command(peer, case, torch_python, seconds), env | switch)
@@ -139,9 +138,11 @@ def measure_all(
     return runs, peaks
 
 
-def order_of(turn: int, with_torch: bool, with_compile: bool) -> list[str]:
+def order_of(
+    turn: int, with_torch: bool, with_compile: bool, left_out: Collection[str] = ()
+) -> list[str]:
     """Returns the peers of a round in the order they run; who comes first changes each time."""
-    peers = [p for p in PEERS if with_torch or not p.startswith("torch")]
+    peers = [p for p in PEERS if p not in left_out and (with_torch or not p.startswith("torch"))]
     if not with_compile:
         peers = [p for p in peers if not p.endswith("_compile")]
     first = turn % len(peers)

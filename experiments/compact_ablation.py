@@ -13,6 +13,13 @@ from pathlib import Path
 
 from fer_jax.study.design import Study
 
+MUON = {
+    "train.optimizer": "muon",
+    "train.learning_rate": 0.02,
+    "train.momentum": 0.95,
+    "train.bias_rate": 0.1,
+}
+
 
 def get_config():
     """Returns the study's base; every run is this but for what its name says."""
@@ -66,12 +73,7 @@ def get_study():
                 "sgd": {},
                 "sgd+fast_biases": {"train.bias_rate": 64.0},
                 "adam": {"train.optimizer": "adam", "train.learning_rate": 2e-3},
-                "muon": {
-                    "train.optimizer": "muon",
-                    "train.learning_rate": 0.02,
-                    "train.momentum": 0.95,
-                    "train.bias_rate": 0.1,
-                },
+                "muon": MUON,
             },
             "train.schedule": ("cosine", "linear"),
             "network": {

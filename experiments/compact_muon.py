@@ -15,18 +15,13 @@ from fer_jax.study.design import Study
 
 
 def get_config():
-    """Returns the study's base."""
-    config = runpy.run_path(str(Path(__file__).with_name("compact.py")))["get_config"]()
+    """Returns the study's base: the ablation's with Muon, longer and in float32."""
+    ablation = runpy.run_path(str(Path(__file__).with_name("compact_ablation.py")))
+    config = ablation["get_config"]()
     config.experiment = "compact_muon"
+    config.model.dtype = "float32"
     config.train.epochs = 16
-    config.train.warmup_epochs = 1.0
-    config.train.optimizer = "muon"
-    config.train.learning_rate = 0.02
-    config.train.momentum = 0.95
-    config.train.bias_rate = 0.1
-    config.eval.views = "none"
-    config.eval.open_test = False
-    config.eval.train_predictions = False
+    config.update_from_flattened_dict(ablation["MUON"])
     return config
 
 

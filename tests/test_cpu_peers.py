@@ -124,6 +124,8 @@ def test_peers_take_turns_in_coming_first(cpu_peers):
     assert first == {p for p in cpu_peers.PEERS if not p.endswith("_compile")}
     names = ["fer_jax_bf16", "fer_jax_xla", "keras", "fer_jax"]
     assert cpu_peers.order_of(1, False, False) == names
+    names = ["fer_jax_xla", "keras", "fer_jax"]
+    assert cpu_peers.order_of(1, False, False, [cpu_peers.BFLOAT16]) == names
 
 
 def test_a_failed_worker_leaves_its_last_words(cpu_peers):

@@ -75,13 +75,7 @@ def length(frame: Frame, final: Sequence[Record]) -> str:
         for epochs, of in one_at_a_time(frame, _LENGTH).groupby(_LENGTH)
     ]
     if final:
-        rows.append(
-            _OfLength(
-                final[0]["config"]["train"]["epochs"],
-                [one["metrics"]["valid"]["accuracy"] for one in final],
-                [one["history"][-1][RUNNING] for one in final],
-            )
-        )
+        rows.append(_whole(final))
     gains = [_per_doubling(a, b) for a, b in itertools.pairwise(rows)]
     written = [[records.MISSING] * 2, *([f"{x:+.1f} points" for x in gain] for gain in gains)]
     shown = [
@@ -114,12 +108,19 @@ def muon(frame: Frame, final: Sequence[Record]) -> str:
         for _, of in frame.groupby("run", sort=False)
     ]
     if final:
-        valid = [one["metrics"]["valid"]["accuracy"] for one in final]
-        running = [one["history"][-1][RUNNING] for one in final]
-        epochs = final[0]["config"]["train"]["epochs"]
+        epochs, valid, running = _whole(final)
         spreads = records.spread(valid), records.spread(running)
         rows.append(["SGD, the recipe itself", epochs, *spreads, len(final)])
     return markdown.table(("Optimiser", "Epochs", "valid", "running train", "Seeds"), rows)
+
+
+def _whole(final: Sequence[Record]) -> _OfLength:
+    """Returns what runs of the recipe at its whole length say."""
+    return _OfLength(
+        final[0]["config"]["train"]["epochs"],
+        [one["metrics"]["valid"]["accuracy"] for one in final],
+        [one["history"][-1][RUNNING] for one in final],
+    )
 
 
 def _outlook(last: _OfLength, gains: Sequence[tuple[float, float]]) -> str:
