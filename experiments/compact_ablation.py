@@ -19,6 +19,14 @@ MUON = {
     "train.momentum": 0.95,
     "train.bias_rate": 0.1,
 }
+STRONG = {  # augmentation as in `experiments/record.py`
+    "augment.shift": 0.2,
+    "augment.zoom": 0.0,
+    "augment.crop": 0.2,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.5,
+    "augment.erase": 0.5,
+}
 
 
 def get_config():
@@ -55,14 +63,7 @@ def get_study():
                 "crop": {"augment.zoom": 0.0, "augment.crop": 0.3},
                 "no_tone": {"augment.brightness": 0.0, "augment.contrast": 0.0},
                 "no_erasing": {"augment.erase": 0.0},
-                "strong": {  # as in `experiments/record.py`
-                    "augment.shift": 0.2,
-                    "augment.zoom": 0.0,
-                    "augment.crop": 0.2,
-                    "augment.brightness": 0.5,
-                    "augment.contrast": 0.5,
-                    "augment.erase": 0.5,
-                },
+                "strong": STRONG,
             },
             "mixing": {
                 "none": {},
