@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 from test_factors import write_records
 
@@ -27,7 +28,7 @@ def final(valid, epochs=40):
     """A record of the recipe at its whole length."""
     return {
         "config": {"train": {"epochs": epochs}},
-        "metrics": {"valid": {"accuracy": valid}},
+        "metrics": {"valid": {"accuracy": valid, "loss": 0.8}},
         "history": [{"train_running/accuracy": valid + 0.05}],
     }
 
@@ -86,14 +87,22 @@ def test_runs_with_muon_stand_beside_the_recipe(tmp_path):
     declared = design.cells(design.load_study(MUON))
     assert "not measured yet" in ablation.muon(load(tmp_path), [])
     frame = written(tmp_path / "records", declared, lambda levels: 0.0, seeds=1)
-    frame["valid/accuracy"] = [0.66, 0.67]
-    frame["train_running/accuracy"] = [0.71, 0.72]
-    frame["epochs_run"] = 16
+    by_length = frame["run"].str.contains("epochs=30")
+    frame["epochs_run"] = np.where(by_length, 30, 16)
+    frame["valid/accuracy"] = np.where(by_length, 0.67, 0.66)
+    frame["valid/loss"] = 0.9
+    frame["train_running/accuracy"] = 0.71
     rows = ablation.muon(frame, [final(0.65)]).splitlines()[2:]
     assert rows == [
-        "| Muon, weight_decay 0.0005 | 16 | 0.660 | 0.710 | 1 |",
-        "| Muon, weight_decay 0.02 | 16 | 0.670 | 0.720 | 1 |",
-        "| SGD, the recipe itself | 40 | 0.650 | 0.700 | 1 |",
+        "| Muon, weight_decay 0.0005, augmentation light, teaching none "
+        "| 16 | 0.660 | 0.900 | 0.710 | 1 |",
+        "| Muon, weight_decay 0.02, augmentation light, teaching none "
+        "| 16 | 0.660 | 0.900 | 0.710 | 1 |",
+        "| Muon, weight_decay 0.02, augmentation strong, teaching none "
+        "| 30 | 0.670 | 0.900 | 0.710 | 1 |",
+        "| Muon, weight_decay 0.02, augmentation light, teaching ensemble "
+        "| 30 | 0.670 | 0.900 | 0.710 | 1 |",
+        "| SGD, the recipe itself | 40 | 0.650 | 0.800 | 0.700 | 1 |",
     ]
 
 

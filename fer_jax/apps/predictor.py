@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ class Predictor:
 
         Returns:
           Probabilities `[n, classes]` float32; of 48x48 grey images exactly the exponential of what
-          :func:`fer_jax.predict.make_predict` gives. An image alone is a batch of its own, and may
-          give other last bits than among others.
+          :func:`fer_jax.predict.make_predict` gives. An image alone is a batch of its own; on a CPU
+          it goes through :mod:`fer_jax.apps.prepared`, and gives other last bits.
 
         Raises:
           ValueError: for images of another shape or type.
@@ -107,16 +107,25 @@ class Predictor:
         found, start = [np.empty((0, len(self.classes)), np.float32)], 0
         for size in _batch_sizes(len(grey)):
             batch = grey[start : start + size, ..., None]
-            found.append(self._program(size)(self._variables, batch))
+            found.append(self._program(size)(batch))
             start += size
         return np.exp(np.concatenate(found))
 
-    def _program(self, size: int) -> Any:
+    def _program(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+        if size not in self._programs:
+            self._programs[size] = self._build_program(size)
+        return self._programs[size]
+
+    def _build_program(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+        from fer_jax.apps import prepared
         from fer_jax.predict import make_predict
 
-        if size not in self._programs:
-            self._programs[size] = make_predict(self._model, self._mesh, size)
-        return self._programs[size]
+        if size == 1 and self._mesh.devices.flat[0].platform == "cpu":
+            predict_one = prepared.make_predict_one(self._model)
+            variables = prepared.prepare(self._variables)
+            return lambda images: np.asarray(predict_one(variables, images))
+        predict = make_predict(self._model, self._mesh, size)
+        return lambda images: predict(self._variables, images)
 
     def detect_and_predict(self, source: np.ndarray | Path | str) -> list[Face]:
         """Finds the faces in a picture and predicts for each.

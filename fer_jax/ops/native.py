@@ -145,7 +145,8 @@ def fits(
     """Returns whether a convolution is one for the library, which must have been loaded.
 
     That of an image alone is not: XLA shares it out over the cores, and the library would transform
-    a kernel (`cpp/winograd.h`) to use it once.
+    a kernel (`cpp/winograd.h`) to use it once. A trained network has that done beforehand, and not
+    here (:mod:`fer_jax.apps.prepared`).
 
     Args:
       images: shape `[batch, height, width, channels]`.

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fer_jax.report import factors, markdown, records
 from fer_jax.report.records import Record
@@ -14,7 +14,7 @@ from fer_jax.study.effects import Frame
 from fer_jax.study.table import RUNNING, one_at_a_time
 from fer_jax.study.table import factors as factors_of
 
-VALID = "valid/accuracy"
+VALID, _VALID_LOSS = "valid/accuracy", "valid/loss"
 BLOCKS = ("ablation-design", "ablation-effects", "ablation-words", "ablation-length")
 _LENGTH = "epochs"  # the factor whose levels are no ingredients
 
@@ -96,22 +96,30 @@ def muon(frame: Frame, final: Sequence[Record]) -> str:
     """
     if frame is None or frame.empty:
         return f"Longer runs with Muon: {records.NOT_MEASURED}."
-    varied = factors_of(frame)
+    varied = [factor for factor in factors_of(frame) if factor != _LENGTH]
     rows = [
         [
-            "Muon, " + ", ".join(f"{factors.factor_name(f)} {of[f].iloc[0]:g}" for f in varied),
+            _named(of.iloc[0], varied),
             int(of["epochs_run"].iloc[0]),
-            records.spread(list(of[VALID])),
-            records.spread(list(of[RUNNING])),
+            *(records.spread(list(of[column])) for column in (VALID, _VALID_LOSS, RUNNING)),
             len(of),
         ]
-        for _, of in frame.groupby("run", sort=False)
+        for _, of in sorted(
+            frame.groupby("run", sort=False), key=lambda run: run[1]["epochs_run"].iloc[0]
+        )
     ]
     if final:
         epochs, valid, running = _whole(final)
-        spreads = records.spread(valid), records.spread(running)
+        losses = [one["metrics"]["valid"]["loss"] for one in final]
+        spreads = [records.spread(values) for values in (valid, losses, running)]
         rows.append(["SGD, the recipe itself", epochs, *spreads, len(final)])
-    return markdown.table(("Optimiser", "Epochs", "valid", "running train", "Seeds"), rows)
+    header = ("Optimiser", "Epochs", "valid", "valid, loss", "running train", "Seeds")
+    return markdown.table(header, rows)
+
+
+def _named(run: Any, varied: Sequence[str]) -> str:
+    levels = (f"{factors.factor_name(factor)} {label_of(run[factor])}" for factor in varied)
+    return ", ".join(["Muon", *levels])
 
 
 def _whole(final: Sequence[Record]) -> _OfLength:
