@@ -103,7 +103,8 @@ def _add_score(commands: Any) -> None:
         help="score any network's predictions for FER2013's PublicTest or PrivateTest",
         description="Scores predictions, a row for each image: its name in the JPEG mirror, such as"
         " PrivateTest_10131363, or its row in the competition's CSV; and seven columns of"
-        " probabilities or logits, named by class, or one named prediction. No data set is needed.",
+        " probabilities or logits, named by class, or one named prediction. Labels are those of the"
+        " data set as prepared here.",
     )
     parser.set_defaults(run=_score)
     add = parser.add_argument

@@ -1,30 +1,25 @@
 """What scoring predictions takes of FER2013's held-out splits: names and labels, no picture.
 
-`labels_fer2013.csv`, beside this module, has a row for each image of PublicTest and PrivateTest, in
-the order of the predictions in a record: its name in the JPEG mirror, its label, and whether its
-pixels also stand in Training. `uv run python -m fer_jax.data.labels_fer2013 [SOURCE]` makes it of
-the JPEG mirror; none needs to be named where that is prepared.
+In the order of the predictions in a record: an image's name in the JPEG mirror, its label, and
+whether its pixels also stand in Training. They are read from the data set as it is prepared on this
+machine; none of it comes with the package.
 
 The mirror's numbers are not the rows of the competition's CSV, nor in their order, and nothing says
 which number is which row; :func:`read_csv` takes the names, labels and copies of that file itself.
 """
 
-import csv
-import io
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fer_jax.data import sources
+from fer_jax.config import get_config
+from fer_jax.data import prepare, sources
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import DataError
 
-PATH = Path(__file__).with_suffix(".csv")
 USAGES = {"valid": "PublicTest", "test": "PrivateTest"}
-_HEADER = ("id", "label", "in_train")
 
 
 class Labels(NamedTuple):
@@ -42,18 +37,20 @@ class Labels(NamedTuple):
 
 
 def read() -> dict[str, Labels]:
-    """Returns "valid" and "test" of the JPEG mirror."""
-    with PATH.open(encoding="utf-8", newline="") as file:
-        _, *rows = csv.reader(file)
-    return {
-        split: _stack([row for row in rows if row[0].startswith(usage)])
-        for split, usage in USAGES.items()
-    }
+    """Returns "valid" and "test" of the JPEG mirror, which is prepared first where it is not.
 
-
-def _stack(rows: Sequence[Sequence[str]]) -> Labels:
-    ids, labels, in_train = zip(*rows, strict=True)
-    return Labels(ids, np.array(labels, np.int64), np.array(in_train, np.int64) == 1)
+    Raises:
+      DataError: as :func:`fer_jax.data.prepare.load_dataset` does, or if only the competition's CSV
+        has been prepared.
+    """
+    dataset = prepare.load_dataset(get_config().data)
+    if dataset.kind != "jpeg":
+        raise DataError(
+            "images go by names of the JPEG mirror, and fer2013/"
+            f"{dataset.kind} is what is prepared here: prepare the mirror too, with "
+            "launch.py --config.data.source=archive.zip"
+        )
+    return of_dataset(dataset)
 
 
 def read_csv(path: Path) -> dict[str, Labels]:
@@ -86,32 +83,3 @@ def of_dataset(dataset: Dataset) -> dict[str, Labels]:
         )
         for split in USAGES
     }
-
-
-def to_text(splits: Mapping[str, Labels]) -> str:
-    """Formats what :func:`read` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
-    for split in USAGES:
-        for name, label, copy in zip(*splits[split], strict=True):
-            writer.writerow((name, int(label), int(copy)))
-    return text.getvalue()
-
-
-def main() -> None:
-    """Writes the file of the data set that the command line names."""
-    from fer_jax.config import get_config
-    from fer_jax.data.prepare import load_dataset
-    from fer_jax.runs import workdir
-
-    config = get_config()
-    config.data.source = sys.argv[1] if len(sys.argv) > 1 else None
-    dataset = load_dataset(config.data)
-    if dataset.kind != "jpeg":
-        raise DataError(f"the names are those of the JPEG mirror, this is fer2013/{dataset.kind}")
-    workdir.write_text(PATH, to_text(of_dataset(dataset)))
-
-
-if __name__ == "__main__":
-    main()
