@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ops import PADDINGS, lax_conv, normal
 
 from fer_jax.ops import winograd
 
 few_examples = settings(max_examples=12, deadline=None, derandomize=True)
-PADDINGS = ("SAME", "VALID", ((1, 0), (2, 1)))
-
-
-def normal(*shape):
-    return np.random.default_rng(shape).standard_normal(shape, dtype=np.float32)
 
 
 def lax_float64(images, kernel, padding):
     with jax.enable_x64():
-        return jax.lax.conv_general_dilated(
-            images.astype(np.float64),
-            kernel.astype(np.float64),
-            (1, 1),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        xs = (images.astype(np.float64), kernel.astype(np.float64))
+        return lax_conv(*xs, padding=padding)
 
 
 @few_examples
