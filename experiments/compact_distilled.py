@@ -1,21 +1,35 @@
 """The small network again, taught by five seeds of itself (Furlanello et al. 2018).
 
-    uv run launch.py --mode=study --experiments=compact --seeds=5
     uv run launch.py --config=experiments/compact_distilled.py
 
-Teachers and student are fitted on train only. The teachers under-fit it, so that what they say
-about it is more than its labels; where they do not, teach with `config.train.fold`.
+The student trains with Muon and with strong augmentation, the best of what
+`experiments/compact_muon.py` tried on valid. Its teachers are the committed records of Compact,
+which keep what each seed says about train. Teachers and student are fitted on train only. The
+teachers under-fit it, so that what they say about it is more than its labels; where they do not,
+teach with `config.train.fold`.
 """
 
 import runpy
 from pathlib import Path
 
+_SEED = "results/runs/nvidia_h100/compact_seed{}.json"
+
 
 def get_config():
     """Returns the experiment's configuration."""
-    config = runpy.run_path(str(Path(__file__).with_name("compact.py")))["get_config"]()
+    ablation = _experiment("compact_ablation")
+    config = _experiment("compact")["get_config"]()
     config.experiment = "compact_distilled"
-    config.train.teachers = tuple(f"checkpoints/compact_seed{seed}" for seed in range(5))
+    config.train.epochs = 30
+    config.train.warmup_epochs = 1.0
+    config.update_from_flattened_dict(ablation["MUON"])
+    config.train.weight_decay = 0.02  # decoupled: a step takes away rate times decay of a kernel
+    config.update_from_flattened_dict(ablation["STRONG"])
+    config.train.teachers = tuple(_SEED.format(seed) for seed in range(5))
     config.train.distill_weight = 0.7
-    config.train.temperature = 2.0
+    config.train.temperature = 1.0
     return config
+
+
+def _experiment(name):
+    return runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
