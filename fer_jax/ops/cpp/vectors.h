@@ -22,12 +22,16 @@ constexpr int kLanes = 16;  // numbers in a vector
 constexpr int kShort = 8;   // of the short vector: 8 x 2 sums and their input fit in 32 registers
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
-constexpr int kShort = 4;
+constexpr int kShort = 6;  // in 16 registers
 #else
 constexpr int kLanes = 4;
-constexpr int kShort = 4;
+constexpr int kShort = 6;
 #endif
 constexpr int kLong = 2;  // vectors in the long one
+
+// Before a loop over an array of vectors: GCC keeps the array in memory unless it unrolls the loop
+// early, as this makes it.
+#define UNROLLED _Pragma("GCC unroll 36")
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Indices __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -126,14 +130,20 @@ inline void add_outer_products(const Number* shorts, int64_t spread, int64_t sho
 
 template <int A, int B>
 inline void load(Vector (&sums)[A][B], const float* from, int64_t row) {
-  for (int a = 0; a < A; ++a)
+  UNROLLED
+  for (int a = 0; a < A; ++a) {
+    UNROLLED
     for (int b = 0; b < B; ++b) sums[a][b] = vector_at(from, a * row + b * kLanes);
+  }
 }
 
 template <int A, int B>
 inline void store(const Vector (&sums)[A][B], float* to, int64_t row) {
-  for (int a = 0; a < A; ++a)
+  UNROLLED
+  for (int a = 0; a < A; ++a) {
+    UNROLLED
     for (int b = 0; b < B; ++b) put_vector(to, a * row + b * kLanes, sums[a][b]);
+  }
 }
 
 // Calls tile.run<A, B>(a, b) so that the blocks [a, a + A) x [b, b + B * kLanes) cover the plane.

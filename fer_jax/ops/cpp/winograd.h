@@ -110,9 +110,12 @@ struct Filtering<4> {
 };
 
 // Of a strip of tiles: what is made of images and of outputs. It passes from one loop to the next
-// through the second level of cache.
-constexpr int64_t kStripBytes = 1 << 19;
-constexpr int64_t kKernelBytes = 3 << 19;  // of a transformed kernel, for the same reason
+// through the second level of cache, or the third: with vectors of 8 the longer strip's fewer walks
+// over a kernel are worth more. Measured on Zen 4 and Sapphire Rapids (16 lanes) and on Zen 3 (8).
+constexpr int64_t kStripBytes = kLanes == 16 ? 1 << 19 : 1 << 20;
+constexpr int64_t kKernelBytes = kLanes == 16 ? 3 << 19 : 5 << 19;  // of a transformed kernel
+
+constexpr int64_t kPanel = kLong * kLanes;  // columns of a kernel that are kept together
 
 template <int M>
 constexpr int kElements = (M + 2) * (M + 2);  // of a tile in the transform domain
@@ -185,12 +188,25 @@ class Transformed {
   // Keeps the square of a tile's elements, for the channels from c on.
   template <int N>
   void put(const Vector (&square)[N][N], int64_t tile, int64_t c) {
+    UNROLLED
     for (int k = 0; k < N * N; ++k)
       Layout::put(square[k / N][k % N], tile, c, channels_, element(k));
   }
 
+  // The same in panels: what a block reads of each of `rows` rows lies in turn. Rows a power of two
+  // apart push each other out of the first level of cache.
+  template <int N>
+  void put_in_panels(const Vector (&square)[N][N], int64_t row, int64_t c, int64_t rows) {
+    const int64_t first = c / kPanel * kPanel, width = std::min(kPanel, channels_ - first);
+    UNROLLED
+    for (int k = 0; k < N * N; ++k)
+      Layout::put(square[k / N][k % N], row, c - first, width,
+                  element(k) + Layout::size(rows, first));
+  }
+
   template <int N>
   void get(int64_t tile, int64_t c, Vector (&square)[N][N]) {
+    UNROLLED
     for (int k = 0; k < N * N; ++k)
       square[k / N][k % N] = vector_at(element(k), tile * channels_ + c);
   }
@@ -220,11 +236,13 @@ using Square = Vector[N][N];
 // Squares of vectors whose elements lie `step` numbers apart.
 template <int N>
 inline void load(Square<N>& to, const float* from, int64_t step) {
+  UNROLLED
   for (int k = 0; k < N * N; ++k) to[k / N][k % N] = vector_at(from, k * step);
 }
 
 template <int N>
 inline void store(const Square<N>& from, float* to, int64_t step) {
+  UNROLLED
   for (int k = 0; k < N * N; ++k) put_vector(to, k * step, from[k / N][k % N]);
 }
 
@@ -232,11 +250,15 @@ inline void store(const Square<N>& from, float* to, int64_t step) {
 template <int M, int N, typename Transform>
 inline void both_ways(const Square<N>& from, Square<M>& to, const Transform& transform) {
   Vector between[M][N], column[N], result[M];
+  UNROLLED
   for (int j = 0; j < N; ++j) {
+    UNROLLED
     for (int i = 0; i < N; ++i) column[i] = from[i][j];
     transform(column, result);
+    UNROLLED
     for (int i = 0; i < M; ++i) between[i][j] = result[i];
   }
+  UNROLLED
   for (int i = 0; i < M; ++i) transform(between[i], to[i]);
 }
 
@@ -254,8 +276,11 @@ void transform_image(const Shape& s, const float* image, int64_t first, int64_t 
     }
     for (int64_t c = 0; c < s.c; c += kLanes) {
       Square<M + 2> pixels, result;
-      for (int i = 0; i < M + 2; ++i)
+      UNROLLED
+      for (int i = 0; i < M + 2; ++i) {
+        UNROLLED
         for (int j = 0; j < M + 2; ++j) pixels[i][j] = vector_at(image, rows[i] + columns[j] + c);
+      }
       both_ways<M + 2, M + 2>(pixels, result, Filtering<M>::image);
       to.put(result, at, c);
     }
@@ -314,7 +339,7 @@ Transformed<Layout> transform_kernel(const Shape& s, const float* kernel) {
     Square<M + 2> result;
     load<3>(filter, kernel + x, size);
     both_ways<M + 2, 3>(filter, result, Filtering<M>::kernel);
-    to.put(result, x / s.f, x % s.f);
+    to.put_in_panels(result, x / s.f, x % s.f, s.c);
   }
   return to;
 }
@@ -342,7 +367,8 @@ struct WinogradTile {
   template <int A, int B>
   void run(int64_t a, int64_t b) const {
     Vector sums[A][B] = {};
-    add_outer_products<A, B>(tiles + a * depth, depth, 1, kernel + b, f, depth, sums);
+    add_outer_products<A, B>(tiles + a * depth, depth, 1, kernel + b * depth, B * kLanes, depth,
+                             sums);
     store<A, B>(sums, out + a * f + b, f);
   }
 };
