@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fer_jax.apps import prepared
 from fer_jax.models import MODELS
+from fer_jax.ops import native
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 1)).astype(np.uint8)
 
@@ -24,6 +25,16 @@ def differing(variables):
     return jax.tree.unflatten(structure, moved)
 
 
+@pytest.fixture(params=["library", "xla"])
+def convolutions(request, monkeypatch):
+    if request.param == "xla":
+        monkeypatch.setattr(native, "_library", None)
+    elif not native.load():
+        pytest.skip("no C++ compiler here")
+    return request.param
+
+
+@pytest.mark.usefixtures("convolutions")
 @pytest.mark.parametrize("name", ["compact", "mini_xception", "arch03"])
 def test_says_what_the_network_says(name):
     model = MODELS[name]()
@@ -48,12 +59,14 @@ class Layers(nn.Module):
         return nn.Dense(7, name="logits")(nn.Conv(32, (1, 1), name="one")(x).mean((1, 2)))
 
 
-def test_layers_of_other_kinds_are_left_to_themselves():
+def test_layers_of_other_kinds_are_left_to_themselves(convolutions):
     model = Layers()
     variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
     predict_one, ready = prepared.make_predict_one(model), prepared.prepare(variables)
     found = predict_one(ready, IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
     program = jax.jit(predict_one).lower(ready, IMAGE).as_text()
-    assert program.count("stablehlo.dot_general") - 1 == 3  # and the classes' own
+    products, calls = (0, 3) if convolutions == "library" else (3, 0)
+    assert program.count("stablehlo.dot_general") - 1 == products  # and the classes' own
+    assert program.count("@fer_jax_transformed_convolution") == calls
     assert program.count("stablehlo.convolution") == 6

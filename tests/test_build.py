@@ -491,7 +491,7 @@ def test_a_miscompiled_library_is_not_kept(folder, tmp_path, monkeypatch):
     ids=[*COMPILERS, "amx"],
 )
 def test_the_operations_run_clean_under_the_sanitizers(name, more, tests, tmp_path):
-    """`tests/test_native.py` in a library that ends the process at the first bad access."""
+    """The operations' tests in a library that ends the process at the first bad access."""
     compiler = compiler_or_skip(name)
     runtime = "libasan.so" if name == "g++" else f"libclang_rt.asan-{build.platform.machine()}.so"
     asan, standard = (
@@ -507,7 +507,9 @@ def test_the_operations_run_clean_under_the_sanitizers(name, more, tests, tmp_pa
     flags += " -shared-libasan" if name == "clang++" else ""
     sanitizing = script(tmp_path / "sanitizing", f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
     program = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider"]
-    program += [f"tests/test_{name}.py" for name in ("native", "depthwise", "norm", "build")]
+    program += [
+        f"tests/test_{name}.py" for name in ("native", "winograd", "depthwise", "norm", "build")
+    ]
     done = subprocess.run(
         [*program, "-k", tests],
         cwd=ROOT,

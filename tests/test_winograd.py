@@ -1,4 +1,4 @@
-"""Convolutions with transformed kernels: XLA's own in float64, whatever the shapes."""
+"""Convolutions with transformed kernels: as XLA's own in float64, whatever the shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import PADDINGS, lax_conv, normal
 
-from fer_jax.ops import winograd
+from fer_jax.ops import native, winograd
 
+needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler here")
 few_examples = settings(max_examples=12, deadline=None, derandomize=True)
 
 
@@ -17,6 +18,16 @@ def lax_float64(images, kernel, padding):
     with jax.enable_x64():
         xs = (images.astype(np.float64), kernel.astype(np.float64))
         return lax_conv(*xs, padding=padding)
+
+
+def assert_equals_lax(x, kernel, padding, panel):
+    bias = normal(kernel.shape[3])
+    expected = np.asarray(lax_float64(x, kernel, padding)) + np.asarray(bias, np.float64)
+    transformed = jnp.asarray(winograd.transform(kernel, panel))
+    found = jax.jit(winograd.convolution, static_argnums=3)(x, transformed, bias, padding)
+    assert found.shape == expected.shape
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)
 
 
 @few_examples
@@ -29,11 +40,49 @@ def lax_float64(images, kernel, padding):
 )
 def test_equals_lax_in_float64(images, size, channels, features, padding):
     x, kernel = normal(images, *size, channels), normal(3, 3, channels, features)
-    expected = lax_float64(x, kernel, padding)
-    found = jax.jit(winograd.convolution, static_argnums=2)(x, winograd.transform(kernel), padding)
-    assert found.shape == expected.shape
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)
+    assert_equals_lax(x, kernel, padding, None)
+
+
+@needs_library
+@few_examples
+@given(
+    images=st.integers(1, 3),
+    size=st.tuples(st.integers(3, 19), st.integers(3, 19)),
+    channels=st.sampled_from([16, 48]),
+    features=st.sampled_from([16, 32, 48]),
+    padding=st.sampled_from(PADDINGS),
+)
+def test_the_library_equals_lax_in_float64(images, size, channels, features, padding):
+    x, kernel = normal(images, *size, channels), normal(3, 3, channels, features)
+    assert_equals_lax(x, kernel, padding, native.panel())
+
+
+@needs_library
+def test_tasks_that_share_tiles_in_the_library_change_no_bit(monkeypatch):
+    x, kernel, bias = normal(2, 13, 9, 32), normal(3, 3, 32, 48), normal(48)
+    transformed = jnp.asarray(winograd.transform(kernel, native.panel()))
+    found = []
+    for tasks in (1, 2, 7, 100):  # 35 tiles an image: some tasks have none
+        monkeypatch.setattr(native, "_tasks", lambda tasks=tasks: tasks)
+        found.append(winograd.convolution(x, transformed, bias, "SAME"))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("channels", "shape", "message"),
+    [
+        (24, (16, 24 * 32), "the images' last axis is 24; it must be a multiple of 16"),
+        (16, (16, 32 * 32), r"the transformed kernel's shape is \[16, 1024\]; .* \[16, 512\]"),
+        (16, (9, 16 * 32), r"the transformed kernel's shape is \[9, 512\]; .* \[16, 512\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_library(channels, shape, message):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        native.transformed_convolution(
+            normal(1, 5, 5, channels), jnp.zeros(shape), normal(32), ((0, 0), (0, 0))
+        )
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -41,6 +90,8 @@ def test_whole_numbers_come_out_exactly(padding):
     rng = np.random.default_rng(0)
     x = rng.integers(-8, 9, (1, 7, 10, 16)).astype(np.float32)
     kernel = 4 * rng.integers(-4, 5, (3, 3, 16, 16)).astype(np.float32)  # halves of halves: whole
-    transformed = jnp.asarray(winograd.transform(kernel))
-    found = winograd.convolution(jnp.asarray(x), transformed, padding)
-    np.testing.assert_array_equal(found, lax_float64(x, kernel, padding))
+    expected = lax_float64(x, kernel, padding)
+    for panel in (None, native.panel()) if native.available() else (None,):
+        transformed = jnp.asarray(winograd.transform(kernel, panel))
+        found = winograd.convolution(jnp.asarray(x), transformed, jnp.zeros(16), padding)
+        np.testing.assert_array_equal(found, expected)

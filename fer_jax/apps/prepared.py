@@ -1,8 +1,9 @@
 """A trained network prepared to be asked about one image at a time on a CPU.
 
-Its 3x3 convolutions use kernels that are transformed once (:mod:`fer_jax.ops.winograd`), which
-stand beside the parameters as a collection of their own. Networks need not know: Flax hands each
-call of a layer to what intercepts it.
+Its 3x3 convolutions use kernels that are transformed once (:mod:`fer_jax.ops.winograd`), for the
+library in C++ if that is loaded by then, for XLA otherwise. They stand beside the parameters as a
+collection of their own. Networks need not know: Flax hands each call of a layer to what intercepts
+it.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fer_jax.ops import winograd
+from fer_jax.ops import native, winograd
 from fer_jax.steps import to_float
 
 _COLLECTION = "winograd"
@@ -26,13 +27,17 @@ def prepare(variables: Any) -> Any:
     """Returns a network's variables with its kernels of 3x3 transformed as well."""
     params: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
     transformed = {
-        path: jnp.asarray(winograd.transform(np.asarray(kernel)))
+        path: jnp.asarray(winograd.transform(np.asarray(kernel), _panel(*kernel.shape[-2:])))
         for path, kernel in params.items()
         if path[-1] == "kernel"
         and kernel.shape[:-2] == winograd.KERNEL
         and kernel.shape[-2] >= _MIN_CHANNELS
     }
     return {**variables, _COLLECTION: unflatten_dict(transformed)}
+
+
+def _panel(channels: int, features: int) -> int | None:
+    return native.panel() if native.fits_transformed(channels, features) else None
 
 
 def make_predict_one(model: nn.Module) -> Callable[[Any, np.ndarray], jax.Array]:
@@ -63,8 +68,8 @@ def _convolve(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorC
     if not layer.has_variable(_COLLECTION, "kernel"):
         return call(*args, **kwargs)
     padding: Any = layer.padding
-    out = winograd.convolution(args[0], layer.get_variable(_COLLECTION, "kernel"), padding)
-    return out + layer.get_variable("params", "bias")[None, None, None] if layer.use_bias else out
+    bias = layer.get_variable("params", "bias") if layer.use_bias else jnp.zeros(layer.features)
+    return winograd.convolution(args[0], layer.get_variable(_COLLECTION, "kernel"), bias, padding)
 
 
 def _is_plain(layer: nn.Conv) -> bool:

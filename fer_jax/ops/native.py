@@ -31,6 +31,7 @@ CHANNELS = 16  # output channels come in multiples of this: a vector of AVX-512
 _MOST_IN_WINDOW = 127  # an argmax is an int8
 _TARGETS = (
     "convolution",
+    "transformed_convolution",
     "kernel_gradient",
     "pooled_convolution",
     "pooled_kernel_gradient",
@@ -84,6 +85,7 @@ def register(path: Path) -> None:
     library = ctypes.CDLL(str(path))
     for question in (library.fer_jax_has_bfloat16, library.fer_jax_has_amx):
         question.restype = ctypes.c_bool  # of an int only the lowest byte is set
+    library.fer_jax_panel.restype = ctypes.c_int64
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"fer_jax_{name}"))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
@@ -132,6 +134,12 @@ def has_amx() -> bool:
 Padding = Sequence[tuple[int, int]]
 
 
+def panel() -> int:
+    """Returns how many columns of a transformed kernel the loaded library wants side by side."""
+    assert _library is not None
+    return int(_library.fer_jax_panel())
+
+
 class Pool(NamedTuple):
     """Max-pooling without padding."""
 
@@ -145,8 +153,8 @@ def fits(
     """Returns whether a convolution is one for the library, which must have been loaded.
 
     That of an image alone is not: XLA shares it out over the cores, and the library would transform
-    a kernel (`cpp/winograd.h`) to use it once. A trained network has that done beforehand, and not
-    here (:mod:`fer_jax.apps.prepared`).
+    a kernel (`cpp/winograd.h`) to use it once. A trained network has that done beforehand, for
+    :func:`transformed_convolution`.
 
     Args:
       images: shape `[batch, height, width, channels]`.
@@ -201,6 +209,31 @@ def convolution(
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (images, kernel, bias)
     return _call_dense("convolution", out, *arrays, strides=strides, padding=padding, relu=relu)
+
+
+def fits_transformed(channels: int, features: int) -> bool:
+    """Returns whether a 3x3 kernel is for :func:`transformed_convolution`."""
+    return available() and channels % CHANNELS == 0 and features % CHANNELS == 0
+
+
+def transformed_convolution(
+    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding
+) -> jax.Array:
+    """Convolves with strides of 1 and a 3x3 kernel that was transformed beforehand.
+
+    Args:
+      images: `[batch, height, width, channels]` float32. All cores share the tiles of one alone.
+      transformed: `[16, channels * features]` float32, from
+        :func:`fer_jax.ops.winograd.pack`, with :func:`panel`.
+      bias: `[features]` float32, added.
+      padding: two (low, high) pairs, none negative.
+
+    Returns:
+      `[batch, out_height, out_width, features]` float32.
+    """
+    shape = conv_shape(images.shape, (3, 3, images.shape[3], bias.shape[0]), padding)
+    out = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return _call("transformed_convolution", out, images, transformed, bias, padding=padding)
 
 
 def kernel_gradient(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.ops import native
+from fer_jax.ops import native, winograd
 from fer_jax.ops.native import Padding, Pool
 
 # Of the largest number: in tiles of 4x4 float32 rounds by a few millionths, bfloat16 by 1 %.
@@ -54,6 +54,9 @@ def check() -> None:
     with native.rounding(False):
         _check_dense(normal, FLOAT32)
         check_norm(normal(5, 4, 3, 48), normal(5, 4, 3, 48), normal(2, 48))
+        for images, kernel, strides, padding in CONVOLUTIONS:
+            if kernel[:2] == winograd.KERNEL and strides == _ONES:
+                check_transformed(normal(*images), normal(*kernel), normal(kernel[3]), padding)
         for shape in DEPTHWISE:
             check_depthwise(normal(*shape), normal(3, 3, 1, shape[3]), normal(*shape))
     with native.rounding(True):
@@ -89,6 +92,18 @@ def check_convolution(
     out = native.kernel_gradient(images, grad, kernel.shape, strides, padding)
     expected = _kernel_gradient(images, grad, kernel.shape, strides, padding)
     _compare("kernel gradient", out, expected, tolerance)
+
+
+def check_transformed(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding
+) -> None:
+    """Checks a convolution with a kernel that was transformed beforehand, where it can be."""
+    if not native.fits_transformed(*kernel.shape[2:]):
+        return
+    transformed = jnp.asarray(winograd.transform(np.asarray(kernel), native.panel()))
+    out = native.transformed_convolution(images, transformed, bias, padding)
+    expected = _convolve(images, kernel, _ONES, padding) + np.asarray(bias)
+    _compare("convolution with a transformed kernel", out, expected)
 
 
 def check_pooled(

@@ -2,7 +2,8 @@
 
 Winograd's F(2x2, 3x3) as in Lavin & Gray 2016, section 4.1: a 2x2 tile of the result takes 16
 multiplications for each pair of channels instead of 36. Transforming the kernel costs more than a
-convolution of one image saves, so a network that stays as it is has it done once.
+convolution of one image saves, so a network that stays as it is has it done once. The library in
+C++ convolves with it where it is loaded, XLA elsewhere.
 """
 
 from collections.abc import Sequence
@@ -12,39 +13,56 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fer_jax.ops import native
 from fer_jax.ops.pool import Padding
 
 KERNEL = (3, 3)
 
 
-def transform(kernel: np.ndarray) -> np.ndarray:
+def transform(kernel: np.ndarray, panel: int | None = None) -> np.ndarray:
     """Transforms a kernel for :func:`convolution`.
 
     Args:
       kernel: `[3, 3, channels, features]` float32.
+      panel: None for XLA, else :func:`native.panel`: how many features the library reads in turn of
+        each channel, before it comes to the next so many.
 
     Returns:
-      `[16, channels, features]` float32.
+      `[16, channels, features]` float32; with a panel `[16, channels * features]`.
     """
-    columns = _kernel_sums(_kernel_sums(kernel).swapaxes(0, 1))
-    return columns.reshape(16, *kernel.shape[2:])
+    columns = _kernel_sums(_kernel_sums(kernel).swapaxes(0, 1))  # [column, row, ...]
+    if panel is None:
+        return columns.reshape(16, *kernel.shape[2:])
+    rows = columns.swapaxes(0, 1)
+    starts = range(0, kernel.shape[3], panel)
+    return np.concatenate([rows[..., i : i + panel].reshape(16, -1) for i in starts], axis=1)
 
 
-def convolution(images: jax.Array, transformed: jax.Array, padding: Padding) -> jax.Array:
+def convolution(
+    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding
+) -> jax.Array:
     """Convolves with strides of 1.
 
     Args:
       images: `[batch, height, width, channels]` float32.
-      transformed: a kernel, from :func:`transform`.
+      transformed: a kernel, from :func:`transform`. With a panel the library convolves; the kernel
+        must then be one that :func:`native.fits_transformed`.
+      bias: `[features]` float32, added.
       padding: "SAME", "VALID" or two (low, high) pairs, none negative.
 
     Returns:
       `[batch, out_height, out_width, features]` float32: what `lax.conv_general_dilated` gives, but
       for rounding (within 1e-5 of the largest value for random numbers).
     """
-    batch, *sides, channels = images.shape
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(sides, KERNEL, (1, 1), padding)
+        padding = lax.padtype_to_pads(images.shape[1:3], KERNEL, (1, 1), padding)
+    if transformed.ndim == 2:
+        return native.transformed_convolution(images, transformed, bias, padding)
+    return _xla_convolution(images, transformed, padding) + bias[None, None, None]
+
+
+def _xla_convolution(images, transformed, padding):
+    batch, *sides, channels = images.shape
     (top, bottom), (left, right) = padding
     height, width = sides[0] + top + bottom - 2, sides[1] + left + right - 2
     down, across = -(-height // 2), -(-width // 2)  # tiles, the last of which may reach out

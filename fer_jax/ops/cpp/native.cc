@@ -71,6 +71,7 @@ void run_tasks(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
 
 using Array = ffi::Buffer<ffi::F32, 4>;
 using Bias = ffi::Buffer<ffi::F32, 1>;
+using Table = ffi::Buffer<ffi::F32, 2>;
 using Argmax = ffi::Buffer<ffi::S8, 4>;
 using Result = ffi::Result<Array>;
 using Ints = ffi::Span<const int64_t>;
@@ -268,9 +269,9 @@ class Kernel {
                 const Output& output, const Done& done) const {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
     if (tile_ == 2)
-      convolve_winograd<2, Type>(s_, images, begin, end, *transformed_, bias, relu, output, done);
+      convolve_tiles<2>(images, begin, end, bias, relu, output, done);
     else if (tile_ == 4)
-      convolve_winograd<4, Type>(s_, images, begin, end, *transformed_, bias, relu, output, done);
+      convolve_tiles<4>(images, begin, end, bias, relu, output, done);
     else
       for (int64_t i = begin; i < end; ++i) {
         ::convolve(s_, images[i], kernel_, bias, relu, output(i));
@@ -279,6 +280,14 @@ class Kernel {
   }
 
  private:
+  template <int M, typename Images, typename Output, typename Done>
+  void convolve_tiles(Images& images, int64_t begin, int64_t end, const float* bias, bool relu,
+                      const Output& output, const Done& done) const {
+    const int64_t tiles = Tiles<M>(s_).count;  // of an image
+    convolve_winograd<M, Type>(s_, images, begin * tiles, end * tiles, *transformed_, bias, relu,
+                               output, done);
+  }
+
   const Shape& s_;
   const float* kernel_;
   int tile_;
@@ -393,6 +402,28 @@ auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding
         const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
         ready.convolve(task, tasks, Images(s, image), bias, relu, output, [](int64_t) {});
       });
+    });
+  };
+}
+
+// By tiles of 2x2, which the tasks share out whatever the images: one alone keeps all cores busy.
+// `kernel` is [16, c * f].
+auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, Array images,
+                             Table kernel, Bias bias, Result out) {
+  const int64_t f = bias.dimensions()[0], sides[] = {3, 3, images.dimensions()[3], f};
+  const Shape s = dense_shape_of(images, Ints(sides, 4), kNoStrides, padding);
+  if (s.c % 16) refuse("the images' last axis", std::to_string(s.c), "a multiple of 16");
+  check_shape("the transformed kernel's shape", kernel.dimensions(), {kElements<2>, s.c * s.f});
+  check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
+  return [=, images = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
+          out = out->typed_data()] {
+    const int64_t all = s.n * Tiles<2>(s).count;
+    const TransformedBefore ready{kernel, s.c * s.f};
+    run_tasks(pool, tasks, [&](int64_t task) {
+      const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
+      Images padded(s, images);
+      convolve_winograd<2, Float32>(s, padded, all * task / tasks, all * (task + 1) / tasks, ready,
+                                    bias, false, output, [](int64_t) {});
     });
   };
 }
@@ -527,8 +558,6 @@ auto depthwise_kernel_gradient(ffi::ThreadPool pool, int64_t tasks, Array images
   };
 }
 
-using Table = ffi::Buffer<ffi::F32, 2>;
-
 // Batches of [n, h, w, c], c a multiple of 16.
 void check_channels(const Array& images) {
   const Ints in = images.dimensions();
@@ -661,6 +690,9 @@ extern "C" bool fer_jax_has_bfloat16() {
 #endif
 }
 
+// How many columns of a transformed kernel lie together: see `kPanel`.
+extern "C" int64_t fer_jax_panel() { return kPanel; }
+
 // Whether they are computed with AMX, where channels permit.
 extern "C" bool fer_jax_has_amx() { return has_amx(); }
 
@@ -671,6 +703,9 @@ extern "C" bool fer_jax_has_amx() { return has_amx(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     fer_jax_convolution, Handler<convolution>(),
     DENSE.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_transformed_convolution, Handler<transformed_convolution>(),
+    SHARED.Attr<Ints>("padding").Arg<Array>().Arg<Table>().Arg<Bias>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, Handler<kernel_gradient>(),
                               DENSE.Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

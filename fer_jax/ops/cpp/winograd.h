@@ -356,6 +356,13 @@ void inverse_transform_kernel_gradient(const Shape& s, const float* m, float* ke
   }
 }
 
+// A kernel that was transformed beforehand, in panels; its elements lie so many numbers apart.
+struct TransformedBefore {
+  const float* numbers;
+  int64_t step;
+  const float* element(int64_t k) const { return numbers + k * step; }
+};
+
 // Some tiles' sums over channels: [tiles, depth] by [depth, f], where `depth` counts the numbers that
 // hold a tile's channels.
 template <typename Number>
@@ -373,19 +380,19 @@ struct WinogradTile {
   }
 };
 
-// Convolves images [begin, end) with a transformed kernel [elements, c, f]. Each result goes to
-// output(i); done(i) is called when it is whole, before output(i + 1) is written to. A strip may
-// hold tiles of several images.
-template <int M, typename Type, typename Images, typename Output, typename Done>
+// Convolves tiles [begin, end) of a batch with a transformed kernel [elements, c, f]. Each result goes
+// to output(i) of its image; done(i) is called when an image's last tile is there, before
+// output(i + 1) is written to. A strip may hold tiles of several images.
+template <int M, typename Type, typename Images, typename Kernel, typename Output, typename Done>
 void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
-                       const Transformed<typename Type::Kernel>& kernel, const float* bias, bool relu,
-                       const Output& output, const Done& done) {
+                       const Kernel& kernel, const float* bias, bool relu, const Output& output,
+                       const Done& done) {
   struct Run {
     int64_t image, first, count;
   };
   using Number = typename Type::Images::Number;
   const int64_t all = Tiles<M>(s).count;
-  Strip<M, typename Type::Images, Floats> strip(s, (end - begin) * all, Type::kBytes, 4);
+  Strip<M, typename Type::Images, Floats> strip(s, end - begin, Type::kBytes, 4);
   std::vector<Run> runs;
   int64_t filled = 0;
   const auto finish = [&] {
@@ -404,15 +411,15 @@ void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t en
     runs.clear();
     filled = 0;
   };
-  for (int64_t i = begin; i < end; ++i) {
-    const float* image = images[i];
-    for (int64_t first = 0, count; first < all; first += count) {
-      count = std::min(all - first, strip.tiles - filled);
-      transform_image<M>(s, image, first, count, filled, strip.in);
-      runs.push_back({i, first, count});
-      filled += count;
-      if (filled == strip.tiles) finish();
-    }
+  const float* image = nullptr;
+  for (int64_t tile = begin, count; tile < end; tile += count) {
+    const int64_t i = tile / all, first = tile % all;
+    if (!image || first == 0) image = images[i];
+    count = std::min({all - first, end - tile, strip.tiles - filled});
+    transform_image<M>(s, image, first, count, filled, strip.in);
+    runs.push_back({i, first, count});
+    filled += count;
+    if (filled == strip.tiles) finish();
   }
   finish();
 }
