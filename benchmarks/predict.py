@@ -118,6 +118,7 @@ def faces(count: int) -> np.ndarray:
 MEASUREMENTS: dict[str, tuple[int, Callable[[str | None, float], dict[str, float]]]] = {
     "one face": (2, lambda w, s: ours(1, w, s)),
     "one face, one core": (1, lambda w, s: ours(1, w, s)),
+    "one face, without C++": (2, lambda w, s: ours(1, w, s, in_cpp=False)),
     f"{MANY} faces": (2, lambda w, s: ours(MANY, w, s)),
     f"{MANY} faces, without C++": (2, lambda w, s: ours(MANY, w, s, in_cpp=False)),
     "one face, ONNX Runtime": (2, lambda w, s: onnx(1, w, s)),

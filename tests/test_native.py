@@ -364,6 +364,11 @@ CALLS = {
         [(2, 4, 4, 32)],
         {"strides": [1, 1], "padding": [0, 0, 0, 0], "relu": True, "bfloat16": False},
     ),
+    "transformed_convolution": (
+        [(2, 6, 6, 16), (16, 512), (32,)],
+        [(2, 4, 4, 32)],
+        {"padding": [0, 0, 0, 0]},
+    ),
     "kernel_gradient": (
         [(2, 6, 6, 16), (2, 4, 4, 32)],
         [(3, 3, 16, 32)],

@@ -131,13 +131,13 @@ def has_amx() -> bool:
     return _library is not None and bool(_library.fer_jax_has_amx())
 
 
-Padding = Sequence[tuple[int, int]]
-
-
 def panel() -> int:
     """Returns how many columns of a transformed kernel the loaded library wants side by side."""
     assert _library is not None
     return int(_library.fer_jax_panel())
+
+
+Padding = Sequence[tuple[int, int]]
 
 
 class Pool(NamedTuple):
@@ -192,7 +192,7 @@ def convolution(
     *,
     relu: bool,
 ) -> jax.Array:
-    """Convolves on a CPU; like all that follow, only what :func:`fits`.
+    """Convolves on a CPU, only what :func:`fits`, like gradients and pooling below.
 
     Args:
       images: `[batch, height, width, channels]` float32.
@@ -221,10 +221,12 @@ def transformed_convolution(
 ) -> jax.Array:
     """Convolves with strides of 1 and a 3x3 kernel that was transformed beforehand.
 
+    It must be one that :func:`fits_transformed`.
+
     Args:
       images: `[batch, height, width, channels]` float32. All cores share the tiles of one alone.
       transformed: `[16, channels * features]` float32, from
-        :func:`fer_jax.ops.winograd.pack`, with :func:`panel`.
+        :func:`fer_jax.ops.winograd.transform`, with :func:`panel`.
       bias: `[features]` float32, added.
       padding: two (low, high) pairs, none negative.
 

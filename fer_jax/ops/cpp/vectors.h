@@ -22,15 +22,15 @@ constexpr int kLanes = 16;  // numbers in a vector
 constexpr int kShort = 8;   // of the short vector: 8 x 2 sums and their input fit in 32 registers
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
-constexpr int kShort = 6;  // in 16 registers
+constexpr int kShort = 6;  // 6 x 2 in 16
 #else
 constexpr int kLanes = 4;
 constexpr int kShort = 6;
 #endif
 constexpr int kLong = 2;  // vectors in the long one
 
-// Before a loop over an array of vectors: GCC keeps the array in memory unless it unrolls the loop
-// early, as this makes it.
+// Before a loop over an array of vectors: GCC may unroll it too late to keep the array in registers.
+// Where that changes nothing, or slows down as in loops with conditions, it is left out.
 #define UNROLLED _Pragma("GCC unroll 36")
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));

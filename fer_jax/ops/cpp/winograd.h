@@ -110,12 +110,14 @@ struct Filtering<4> {
 };
 
 // Of a strip of tiles: what is made of images and of outputs. It passes from one loop to the next
-// through the second level of cache, or the third: with vectors of 8 the longer strip's fewer walks
-// over a kernel are worth more. Measured on Zen 4 and Sapphire Rapids (16 lanes) and on Zen 3 (8).
+// through the second level of cache, or the third: with shorter vectors the longer strip's fewer
+// walks over a kernel are worth more. Measured on Zen 4 (16 lanes) and on Zen 3 (8).
 constexpr int64_t kStripBytes = kLanes == 16 ? 1 << 19 : 1 << 20;
-constexpr int64_t kKernelBytes = kLanes == 16 ? 3 << 19 : 5 << 19;  // of a transformed kernel
+// The most that a kernel for tiles of 4 may take: every strip walks over all of it.
+constexpr int64_t kKernelBytes = kLanes == 16 ? 3 << 19 : 5 << 19;
 
 constexpr int64_t kPanel = kLong * kLanes;  // columns of a kernel that are kept together
+static_assert(kLong == 2, "the last panel, if it is shorter, must be one vector wide");
 
 template <int M>
 constexpr int kElements = (M + 2) * (M + 2);  // of a tile in the transform domain
@@ -330,7 +332,7 @@ void transform_output_gradient(const Shape& s, const float* grad, int64_t first,
     }
 }
 
-// Returns [elements, c, f] = G g G' of a kernel [3, 3, c, f].
+// Returns [elements, c, f] = G g G' of a kernel [3, 3, c, f], in panels.
 template <int M, typename Layout>
 Transformed<Layout> transform_kernel(const Shape& s, const float* kernel) {
   Transformed<Layout> to(kElements<M>, s.c, s.f);
@@ -356,10 +358,10 @@ void inverse_transform_kernel_gradient(const Shape& s, const float* m, float* ke
   }
 }
 
-// A kernel that was transformed beforehand, in panels; its elements lie so many numbers apart.
-struct TransformedBefore {
+// A kernel in panels that was transformed beforehand.
+struct KernelPanels {
   const float* numbers;
-  int64_t step;
+  int64_t step;  // from element to element
   const float* element(int64_t k) const { return numbers + k * step; }
 };
 
@@ -380,9 +382,10 @@ struct WinogradTile {
   }
 };
 
-// Convolves tiles [begin, end) of a batch with a transformed kernel [elements, c, f]. Each result goes
-// to output(i) of its image; done(i) is called when an image's last tile is there, before
-// output(i + 1) is written to. A strip may hold tiles of several images.
+// Convolves tiles [begin, end) of a batch with a transformed kernel [elements, c, f] in panels. Each
+// result goes to output(i) of its image; done(i) is called when an image's last tile is there, before
+// output(i + 1) is written to: it is then whole, unless they began within it. A strip may hold tiles
+// of several images.
 template <int M, typename Type, typename Images, typename Kernel, typename Output, typename Done>
 void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
                        const Kernel& kernel, const float* bias, bool relu, const Output& output,
@@ -414,7 +417,7 @@ void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t en
   const float* image = nullptr;
   for (int64_t tile = begin, count; tile < end; tile += count) {
     const int64_t i = tile / all, first = tile % all;
-    if (!image || first == 0) image = images[i];
+    if (tile == begin || first == 0) image = images[i];
     count = std::min({all - first, end - tile, strip.tiles - filled});
     transform_image<M>(s, image, first, count, filled, strip.in);
     runs.push_back({i, first, count});
