@@ -1,7 +1,7 @@
 """The study's Architecture 02 at batch 96, the "second representation" of its table 4.
 
 The study prints accuracy 0.76, loss 0.63, 48 h. What came out here stands in README.md; a run of 20
-epochs takes about two minutes on two cores (docs/performance.md).
+epochs takes about a minute and a half on two cores (docs/performance.md).
 
     uv run launch.py --config=experiments/arch02_bs96.py
 """

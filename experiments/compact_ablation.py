@@ -3,7 +3,7 @@
 Each run takes one ingredient away from the recipe, or adds or changes one. Runs have 6 epochs, a
 seventh of the recipe's own, and multiply in bfloat16, so that two cores can do them all. Short runs
 favour what fits fast over what generalises (augmentation, mixed images), so what they say of those
-is to be read with care; the runs of 3 and 12 epochs show how accuracy grows with length.
+is to be read with care; runs of 3, 6 and 12 epochs are to show how accuracy grows with length.
 
     uv run launch.py --mode=study --study=experiments/compact_ablation.py
 """

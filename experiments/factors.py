@@ -3,7 +3,7 @@
 Around Architecture 02 at batch 96 (the `family` with two convolutions and one hidden layer) one
 factor at a time takes three values or more, and convolutions and dropout are crossed two by two.
 16 configurations, two seeds each: 32 runs. The learning rate stays at Adam's 1e-3 throughout; it
-is not rescaled with the batch. Epochs are few, so that the whole takes little more than an hour.
+is not rescaled with the batch. Epochs are few, so that the whole takes 80 core minutes.
 
     uv run launch.py --mode=study --study=experiments/factors.py
 """

@@ -592,6 +592,9 @@ def test_openings_of_test_are_counted():
     found = words.openings(runs, [1, 1, 0], [1])
     assert "opened 6 times" in found
     assert "and 1 time for what stands in `results/replaced`" in found
+    found = words.openings(runs, [1, 1, 0], [1], [1, 1])
+    assert "opened 8 times" in found
+    assert "and 2 times for shipped weights whose runs are in no table" in found
 
 
 def test_speeds_of_the_papers_networks_share_a_row():

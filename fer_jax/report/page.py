@@ -42,6 +42,7 @@ FACTORS = ROOT / "results" / "factors"  # records of the factor study
 ABLATION = ROOT / "results" / "compact_ablation"  # records of the ablation of Compact's recipe
 REPLACED = ROOT / "results" / "replaced"  # records that others, of the same name, took the place of
 MUON = ROOT / "results" / "compact_muon"  # of Compact with Muon, longer than there
+WEIGHTS = ROOT / "checkpoints" / "pretrained"  # that come with the package
 OUT = Path("out")  # what git ignores
 _DATA = "data.json"  # the numbers of all figures, beside them
 _SHEETS = {"arch01": 9, "arch02_bs96": 10, "arch03": 11}  # experiment -> the paper's figure
@@ -60,6 +61,7 @@ class Sources(NamedTuple):
     muon: Any = None  # of longer runs with Muon, likewise
     imported: Sequence[Record] = ()  # of published weights
     replaced: Sequence[Record] = ()  # no longer in any table
+    shipped: Sequence[Record] = ()  # what weights say of the runs that they are of
     peers: Sequence[Record] = ()  # of training beside Keras and PyTorch
 
 
@@ -93,6 +95,10 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
         muon=table.load(MUON),
         imported=read_all(),
         replaced=[record.read(path) for path in sorted(REPLACED.glob("*.json"))],
+        shipped=[
+            json.loads(path.read_text())["record"]
+            for path in sorted(WEIGHTS.glob("*/metadata.json"))
+        ],
         peers=speed.load(),
     )
 
@@ -221,7 +227,14 @@ def _openings(sources: Sources) -> str:
     frame = sources.factors
     studied = [] if frame is None or frame.empty else frame["test_evaluations"].tolist()
     replaced = [found["test_evaluations"] for found in sources.replaced]
-    return words.openings(sources.runs, studied, replaced)
+    kept = [*sources.replaced, *(found for row in sources.runs.values() for found in row)]
+    losses = {found["metrics"]["test"]["loss"] for found in kept}
+    shipped = [
+        weights["test_evaluations"]
+        for weights in sources.shipped
+        if weights["metrics"]["test"]["loss"] not in losses  # the run's record is not kept
+    ]
+    return words.openings(sources.runs, studied, replaced, shipped)
 
 
 def _image(drawn: Mapping[str, Drawing], name: str) -> str:

@@ -103,13 +103,19 @@ def table_2(runs: Runs, imported: Sequence[Record]) -> str:
     )
 
 
-def openings(runs: Runs, studied: Sequence[int] = (), replaced: Sequence[int] = ()) -> str:
+def openings(
+    runs: Runs,
+    studied: Sequence[int] = (),
+    replaced: Sequence[int] = (),
+    shipped: Sequence[int] = (),
+) -> str:
     """Says how often test was opened.
 
     Args:
       runs: all that stand in the tables; each opened test once.
       studied: of each run of the factor study, how often it did.
       replaced: likewise of each run whose place in the tables another one took.
+      shipped: likewise of each run whose weights are shipped and whose record is not kept.
     """
     found = [one for row in runs.values() for one in row]
     members = sum("members" in one for one in found)
@@ -120,10 +126,15 @@ def openings(runs: Runs, studied: Sequence[int] = (), replaced: Sequence[int] = 
         f", and {sum(replaced)} time{'s' * (sum(replaced) > 1)} for what stands in "
         "`results/replaced`, runs that others took the place of"
     )
-    total = len(found) + sum(studied) + sum(replaced)
+    weights = (
+        f", and {sum(shipped)} time{'s' * (sum(shipped) > 1)} for shipped weights whose runs are "
+        "in no table"
+    )
+    total = len(found) + sum(studied) + sum(replaced) + sum(shipped)
     return (
         f"Test was opened {total} times in all, once for each of {trained} records of runs"
-        f"{averaged}{study if studied else ''}{others if replaced else ''}; published weights are "
+        f"{averaged}{study if studied else ''}{others if replaced else ''}"
+        f"{weights if shipped else ''}; published weights are "
         "measured on it as they are. Recipes, seeds and checkpoints are chosen on valid; the "
         "studies of Compact's recipe do not open test."
     )

@@ -12,6 +12,7 @@ from fer_jax.report import markdown, statistics
 from fer_jax.runs import record
 
 _TEMPLATE = Path(__file__).with_name("card.md")
+_BITS = ", at that commit and on the same kind of processor to the same bits"
 # Of the data set that most networks here are of.
 _SPLITS = {"train": "train (Training)", "valid": "valid (PublicTest)", "test": "test (PrivateTest)"}
 _FER2013 = """\
@@ -57,6 +58,7 @@ def text(name: str, metadata: Mapping[str, Any]) -> str:
     hits = round(test["accuracy"] * test["count"])
     low, high = statistics.wilson_interval(hits, test["count"])
     opened, data = about["test_evaluations"], about["dataset"]["name"]
+    on_cpu = about["device"]["platform"] == "cpu"
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(
         name=name,
@@ -74,7 +76,9 @@ def text(name: str, metadata: Mapping[str, Any]) -> str:
         seed=about["seed"],
         best=about["best_epoch"],
         epochs=about["epochs_run"],
-        minutes=_minutes(about["seconds"]),
+        minutes=_minutes(about["seconds"], on_cpu),
+        bits=_BITS if on_cpu else "",
+        extra="" if on_cpu else "--extra cuda12 ",
         device=record.device_name(about["device"]),
         commit=str((about.get("git") or {}).get("commit"))[:12],
         data=_FER2013 if data == "fer2013" else f"Data: {data}.",
@@ -120,7 +124,7 @@ def _recalls(test: Mapping[str, Any]) -> str:
     return markdown.table(("Class", "Images", "Recall", "Most often taken for"), rows, text=(3,))
 
 
-def _minutes(seconds: Mapping[str, float]) -> str:
-    if "train_cpu" in seconds:
+def _minutes(seconds: Mapping[str, float], on_cpu: bool) -> str:
+    if on_cpu and "train_cpu" in seconds:
         return f"{seconds['train_cpu'] / 60:.0f} core minutes of training"
-    return f"{seconds['train'] / 60:.0f} minutes of training"
+    return f"{seconds['train'] / 60:.1f} minutes of training"
