@@ -96,7 +96,7 @@ def load(folder: Path = RUNS, copies: Path = duplicates.PATH) -> Sources:
         imported=read_all(),
         replaced=[record.read(path) for path in sorted(REPLACED.glob("*.json"))],
         shipped=[
-            json.loads(path.read_text())["record"]
+            json.loads(path.read_text(encoding="utf-8"))["record"]
             for path in sorted(WEIGHTS.glob("*/metadata.json"))
         ],
         peers=speed.load(),
