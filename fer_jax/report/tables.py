@@ -24,6 +24,7 @@ RECIPES = {
     "fully_cnn_strong": "sequential fully-CNN, recipe of Compact",
     "compact": "Compact",
     "compact_distilled": "Compact, distilled",
+    "compact_distilled_light": "Compact, distilled, light augmentation",
     "compact_ensemble": "Compact, ensemble",
     "record": "ResNet-18",
 }
