@@ -12,22 +12,16 @@ labels; where they do not, teach with `config.train.fold`.
 import runpy
 from pathlib import Path
 
-_SEED = "results/runs/nvidia_h100/compact_seed{}.json"
-
 
 def get_config():
     """Returns the experiment's configuration."""
-    ablation = _experiment("compact_ablation")
+    ablation, muon = _experiment("compact_ablation"), _experiment("compact_muon")
     config = _experiment("compact")["get_config"]()
     config.experiment = "compact_distilled"
     config.train.epochs = 30
     config.train.warmup_epochs = 1.0
-    config.update_from_flattened_dict(ablation["MUON"])
-    config.train.weight_decay = 0.02  # decoupled: a step takes away rate times decay of a kernel
-    config.update_from_flattened_dict(ablation["STRONG"])
-    config.train.teachers = tuple(_SEED.format(seed) for seed in range(5))
-    config.train.distill_weight = 0.7
-    config.train.temperature = 1.0
+    config.train.weight_decay = muon["DECAY"]
+    config.update_from_flattened_dict(ablation["MUON"] | ablation["STRONG"] | muon["TAUGHT"])
     return config
 
 

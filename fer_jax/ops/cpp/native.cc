@@ -407,8 +407,8 @@ auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding
 }
 
 // `kernel` is [16, c * f], in panels. Tasks share the tiles, whatever the images: one alone keeps all
-// cores busy. Tiles are of 2x2, since most of an image's time goes into reading kernels, which have
-// 16 / 9 of their size for them and four times as much for tiles of 4x4.
+// cores busy. Tiles are of 2x2: an image has few, and for tiles of 4x4 there is 36 / 16 times as much
+// of a kernel to read.
 auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, Array images,
                              Table kernel, Bias bias, Result out) {
   const int64_t f = bias.dimensions()[0], sides[] = {3, 3, images.dimensions()[3], f};
