@@ -838,7 +838,7 @@ def test_links_in_the_contents_lead_to_headings():
 @pytest.mark.slow
 def test_documents_are_made_whatever_the_locale(tmp_path):
     """In a copy of the repository, where the locale's encoding is ASCII."""
-    for name in ("docs", "results", "fer_jax", "experiments"):
+    for name in ("docs", "results", "fer_jax", "experiments", "checkpoints"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("README.md", "launch.py"):
         shutil.copy(ROOT / name, tmp_path / name)
