@@ -33,8 +33,9 @@ CONVOLUTIONS = (
         _ONES,
         ((1, 1), (0, 0)),
     ),  # rows longer than two of AMX's tiles
-    ((3, 7, 5, 16), (3, 3, 16, 32), _ONES, _AROUND),  # in tiles of 2x2
-    ((5, 26, 19, 32), (3, 3, 32, 48), _ONES, _VALID),  # in tiles of 4x4
+    ((3, 13, 2, 16), (3, 3, 16, 32), _ONES, _AROUND),  # in tiles of 2x2
+    ((3, 7, 5, 16), (3, 3, 16, 48), _ONES, _AROUND),  # of 3x3
+    ((5, 26, 17, 32), (3, 3, 32, 48), _ONES, _VALID),  # of 4x4
 )
 POOLS = (Pool((2, 2), (2, 2)), Pool((3, 2), (1, 3)))
 DEPTHWISE = ((3, 5, 4, 6), (2, 7, 8, 16))

@@ -258,8 +258,9 @@ class Kernel {
  public:
   Kernel(const Shape& s, const float* kernel)
       : s_(s), kernel_(kernel), tile_(best_tile(s, Type::kBytes)) {
-    if (tile_ == 2) transformed_.emplace(transform_kernel<2, typename Type::Kernel>(s, kernel));
-    if (tile_ == 4) transformed_.emplace(transform_kernel<4, typename Type::Kernel>(s, kernel));
+    with_tile(tile_, [&](auto side) {
+      transformed_.emplace(transform_kernel<side, typename Type::Kernel>(s, kernel));
+    });
   }
 
   // Convolves a task's share of a batch. Each result goes to output(i); done(i) is called when it is
@@ -268,26 +269,18 @@ class Kernel {
   void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
                 const Output& output, const Done& done) const {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
-    if (tile_ == 2)
-      convolve_tiles<2>(images, begin, end, bias, relu, output, done);
-    else if (tile_ == 4)
-      convolve_tiles<4>(images, begin, end, bias, relu, output, done);
-    else
-      for (int64_t i = begin; i < end; ++i) {
-        ::convolve(s_, images[i], kernel_, bias, relu, output(i));
-        done(i);
-      }
+    const bool by_tiles = with_tile(tile_, [&](auto side) {
+      const int64_t tiles = Tiles<side>(s_).count;  // of an image
+      convolve_winograd<side, Type>(s_, images, begin * tiles, end * tiles, *transformed_, bias,
+                                    relu, output, done);
+    });
+    for (int64_t i = begin; i < end && !by_tiles; ++i) {
+      ::convolve(s_, images[i], kernel_, bias, relu, output(i));
+      done(i);
+    }
   }
 
  private:
-  template <int M, typename Images, typename Output, typename Done>
-  void convolve_tiles(Images& images, int64_t begin, int64_t end, const float* bias, bool relu,
-                      const Output& output, const Done& done) const {
-    const int64_t tiles = Tiles<M>(s_).count;  // of an image
-    convolve_winograd<M, Type>(s_, images, begin * tiles, end * tiles, *transformed_, bias, relu,
-                               output, done);
-  }
-
   const Shape& s_;
   const float* kernel_;
   int tile_;
@@ -370,13 +363,10 @@ void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, b
     if constexpr (std::is_same_v<Type, AmxBfloat16>) {
       sum_gradients<TileGradients>(pool, tasks, s, images, make_grads, total);
     } else {
-      const int tile = best_tile(s, Type::kBytes);
-      if (tile == 2)
-        sum_winograd_gradients<2, Type>(pool, tasks, s, images, make_grads, total);
-      else if (tile == 4)
-        sum_winograd_gradients<4, Type>(pool, tasks, s, images, make_grads, total);
-      else
-        sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
+      const bool by_tiles = with_tile(best_tile(s, Type::kBytes), [&](auto side) {
+        sum_winograd_gradients<side, Type>(pool, tasks, s, images, make_grads, total);
+      });
+      if (!by_tiles) sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);
     }
   });
 }

@@ -4,15 +4,16 @@
 // The output is cut into tiles of m x m. With g a filter and d the part of an image behind a tile,
 // m + 2 wide, the tile is A' [(G g G') * (B' d B)] A, the product taken element by element and
 // summed over channels: (m + 2)^2 multiplications where the definition has 9 m^2, 16 for 36 with
-// m = 2, 36 for 144 with m = 4. For each of these elements of the transform domain that sum is a
-// product of matrices, [tiles, c] by [c, f]. Gradients by the kernel are the transpose of all that.
-// What is not a number spreads over its tile.
+// m = 2, 25 for 81 with m = 3, 36 for 144 with m = 4. For each of these elements of the transform
+// domain that sum is a product of matrices, [tiles, c] by [c, f]. Gradients by the kernel are the
+// transpose of all that. What is not a number spreads over its tile.
 //
 // These products are of float32, or of what is rounded to bfloat16 for them; transforms and sums are
 // float32 in both.
 
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
@@ -53,6 +54,53 @@ struct Filtering<2> {
     to[0] = m[0] + even;
     to[1] = (m[1] - m[2]) * (1 / 2.f);
     to[2] = even + m[3];
+  }
+};
+
+// The interpolation points 0, +-p, q with p = 5 / 4 and q = 1 / 2 round a quarter less than 0, +-1, 2.
+template <>
+struct Filtering<3> {
+  static constexpr float p = 1.25f, q = 0.5f, pp = p * p, qq = q * q;
+  // G divides by products of the points' distances.
+  static constexpr float by_0 = 1 / (pp * q), by_p = 1 / (2 * pp * (p - q)),
+                         by_minus_p = -1 / (2 * pp * (p + q)), by_q = 1 / (q * (qq - pp));
+
+  static void image(const Vector* d, Vector* to) {
+    const Vector between[] = {d[1] - q * d[0], d[2] - q * d[1], d[3] - q * d[2], d[4] - q * d[3]};
+    to[0] = between[2] - pp * between[0];
+    to[1] = between[2] + p * between[1];
+    to[2] = between[2] - p * between[1];
+    to[3] = d[3] - pp * d[1];
+    to[4] = between[3] - pp * between[1];
+  }
+  static void kernel(const Vector* g, Vector* to) {
+    const Vector even = g[0] + pp * g[2], odd = p * g[1];
+    to[0] = by_0 * g[0];
+    to[1] = by_p * (even + odd);
+    to[2] = by_minus_p * (even - odd);
+    to[3] = by_q * (g[0] + q * g[1] + qq * g[2]);
+    to[4] = g[2];
+  }
+  static void output(const Vector* m, Vector* to) {
+    const Vector even = m[1] + m[2];
+    to[0] = m[0] + even + m[3];
+    to[1] = p * (m[1] - m[2]) + q * m[3];
+    to[2] = pp * even + qq * m[3] + m[4];
+  }
+  static void output_gradient(const Vector* y, Vector* to) {
+    const Vector even = y[0] + pp * y[2], odd = p * y[1];
+    to[0] = y[0];
+    to[1] = even + odd;
+    to[2] = even - odd;
+    to[3] = y[0] + q * y[1] + qq * y[2];
+    to[4] = y[2];
+  }
+  static void kernel_gradient(const Vector* m, Vector* to) {
+    const Vector at_p = by_p * m[1], at_minus_p = by_minus_p * m[2], at_q = by_q * m[3];
+    const Vector even = at_p + at_minus_p;
+    to[0] = by_0 * m[0] + even + at_q;
+    to[1] = p * (at_p - at_minus_p) + q * at_q;
+    to[2] = pp * even + qq * at_q + m[4];
   }
 };
 
@@ -483,14 +531,30 @@ class WinogradGradients {
   int64_t filled_ = 0;
 };
 
+// Calls work with the side of a tile, if there is one, as a type that is this number.
+template <typename Work>
+bool with_tile(int side, const Work& work) {
+  if (side == 2) work(std::integral_constant<int, 2>());
+  if (side == 3) work(std::integral_constant<int, 3>());
+  if (side == 4) work(std::integral_constant<int, 4>());
+  return side > 0;
+}
+
 // Returns the side of the tiles that are fastest, 0 if it is the definition: tiles reach over an
 // edge that they do not divide, and every strip walks over all of the transformed kernel, whose
-// numbers have so many bytes.
+// numbers have so many bytes. What a multiplication takes with larger tiles was measured on Zen 3.
 int best_tile(const Shape& s, int64_t bytes) {
   if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.c % 16) return 0;
-  const int64_t by_2 = kElements<2> * Tiles<2>(s).count, by_4 = kElements<4> * Tiles<4>(s).count;
-  if (3 * by_4 <= 2 * by_2 && bytes * kElements<4> * s.c * s.f <= kKernelBytes) return 4;
-  return by_2 < 9 * s.oh * s.ow ? 2 : 0;
+  int best = 0;
+  double least = 9 * s.oh * s.ow;
+  const auto consider = [&](int side, double cost) {
+    if (cost < least) best = side, least = cost;
+  };
+  consider(2, kElements<2> * Tiles<2>(s).count);
+  consider(3, 1.06 * kElements<3> * Tiles<3>(s).count);
+  if (bytes * kElements<4> * s.c * s.f <= kKernelBytes)
+    consider(4, 1.18 * kElements<4> * Tiles<4>(s).count);
+  return best;
 }
 
 }  // namespace
