@@ -1,10 +1,13 @@
 """The mean of what five seeds of `experiments/compact.py` predict. Nothing is trained.
 
-uv run launch.py --mode=study --experiments=compact --seeds=5
-uv run launch.py --config=experiments/compact_ensemble.py
+    uv run launch.py --config=experiments/compact_ensemble.py
+
+Its members are the records of these runs.
 """
 
 from fer_jax.config import get_config as default_config
+
+_SEED = "results/runs/nvidia_h100/compact_seed{}.json"
 
 
 def get_config():
@@ -12,6 +15,6 @@ def get_config():
     config = default_config()
     config.experiment = "compact_ensemble"
     config.model.name = "compact"
-    config.ensemble.members = tuple(f"checkpoints/compact_seed{seed}" for seed in range(5))
+    config.ensemble.members = tuple(_SEED.format(seed) for seed in range(5))
     config.eval.views = "shifts"
     return config

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from fer_jax.errors import ConfigError
 
@@ -208,6 +209,11 @@ FIELDS: Mapping[str, Field] = {
 }
 
 
+# Fields that name other runs by their paths. Of these only the last part matters to a run, and is
+# told to others.
+OTHER_RUNS = ("train.start_from", "train.teachers", "ensemble.members")
+
+
 def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """Returns `{"train.epochs": 20, ...}`, every field by its path.
 
@@ -265,12 +271,18 @@ def changed_fields(
 
 def _comparable(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     fields = fill_defaults(config)
-    if fields["train.start_from"]:
-        fields["train.start_from"] = Path(fields["train.start_from"]).name
-    for path in ("train.teachers", "ensemble.members"):
-        fields[path] = [Path(name).name for name in fields[path]]
+    fields |= {path: without_folders(fields[path]) for path in OTHER_RUNS}
     # JSON knows no tuples.
     return {path: list(v) if isinstance(v, tuple) else v for path, v in fields.items()}
+
+
+def without_folders(runs: str | Sequence[str] | None) -> str | list[str] | None:
+    """Returns other runs by name: the last part of their folders or, less `.json`, records."""
+    if runs is None:
+        return None
+    if isinstance(runs, str):
+        return Path(runs).name.removesuffix(".json")
+    return [Path(run).name.removesuffix(".json") for run in runs]
 
 
 def format_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
@@ -329,6 +341,7 @@ def check_arguments(argv: Sequence[str]) -> None:
             )
 
 
+_TUPLE = """a path, or several as ("a", "b")"""
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -353,9 +366,11 @@ def parse_text(path: str, text: str, prefix: str = "config.") -> Any:
             return int(text)
         if kind is float:
             return float(text)
-    except ValueError:
+        if kind is tuple:
+            return TupleParser().parse(text)
+    except (ValueError, SyntaxError):
         pass
-    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: _TUPLE}
     if kind in words:
         raise ConfigError(f"{prefix}{path} is {text!r}; it must be {words[kind]}")
     return text

@@ -41,12 +41,13 @@ def read_member(path: Path, dataset: Dataset, field: str) -> dict[str, Any]:
     if found is None:
         raise RecordError(f"{field}: {path} holds no finished run; train it first")
     try:
-        sha256 = found["dataset"]["source_sha256"]
+        is_of_these = dataset.is_of(found["dataset"])
         for name in ("experiment", "seed", "config", "predictions", "metrics"):
             found[name]
     except (KeyError, TypeError):
         raise RecordError(f"{field}: {path} is no record of a run") from None
-    if sha256 != dataset.source_sha256:
+    if not is_of_these:
+        sha256 = found["dataset"]["source_sha256"]
         raise RecordError(
             f"{field}: {path} was trained on other data (SHA-256 {sha256[:12]}, here "
             f"{dataset.source_sha256[:12]})"

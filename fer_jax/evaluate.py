@@ -12,7 +12,7 @@ from fer_jax import loop, metrics, tta
 from fer_jax.config import Config, validate
 from fer_jax.data.dataset import Dataset
 from fer_jax.data.prepare import load_dataset
-from fer_jax.errors import TrainingError, WorkdirError
+from fer_jax.errors import ConfigError, TrainingError, WorkdirError
 from fer_jax.machine import devices, distributed
 from fer_jax.predict import Predict, make_predict
 from fer_jax.runs import checkpoint, openings, record, resume
@@ -34,13 +34,17 @@ def evaluate_best(config: Config, workdir: Path, split: str) -> dict[str, Any]:
       The metrics that :func:`fer_jax.metrics.of_split` describes.
 
     Raises:
-      ConfigError: for a configuration that makes no sense.
+      ConfigError: for a configuration that makes no sense, or that keeps test closed.
       DataError: if the data set cannot be read.
       TrainingError: if there is no checkpoint, or one of another configuration.
       CheckpointError: if the best checkpoint is damaged.
       WorkdirError: if opening test cannot be counted.
     """
     validate(config)
+    if split == "test" and not config.eval.open_test:
+        raise ConfigError(
+            "config.eval.open_test is False: test stays closed for this run. Evaluate on valid"
+        )
     dataset = load_dataset(config.data)
     before = distributed.on_first(resume.read_before)(config, workdir, dataset)
     if before is None:

@@ -68,7 +68,8 @@ def create_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
     """Builds the learning rate as a function of the steps taken.
 
     `cosine` and `linear` grow linearly from 0 over `warmup_epochs` to `learning_rate` and fall to 0
-    at the last step: as half a cosine (Loshchilov & Hutter 2017, equation (5)), or as a line.
+    at the last step: as half a cosine (Loshchilov & Hutter 2017, equation (5)), or as a line. A run
+    that is no longer than its warm-up ends while the rate still grows.
 
     Args:
       config: the whole configuration.

@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from fer_jax import progressive
-from fer_jax.config import Config, fill_defaults, get_config
+from fer_jax.config import Config, fill_defaults, get_config, without_folders
 from fer_jax.data import select
 from fer_jax.data.dataset import Dataset
-from fer_jax.ensemble import read_member, read_probabilities
+from fer_jax.ensemble import describe_member, read_member, read_probabilities
 from fer_jax.errors import RecordError, TrainingError
 from fer_jax.machine import devices
 from fer_jax.models import create_model
 from fer_jax.predict import make_predict
-from fer_jax.runs import workdir
+from fer_jax.runs import checkpoint, workdir
 
 log = logging.getLogger("fer_jax")
 
 KEPT = "soft_labels.json"  # in the student's folder
+_FIELD = "config.train.teachers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +61,45 @@ def soft_labels(config: Config, dataset: Dataset, folder: Path) -> SoftLabels:
 
     Raises:
       RecordError: if a teacher is no finished run on this data set.
-      TrainingError: if there is an image that no teacher speaks about.
+      TrainingError: if there is an image that no teacher speaks about, or the run has gone on with
+        soft labels of other data or of other teachers of the same names.
     """
-    names = [Path(name).name for name in config.train.teachers]
-    packed = _read_kept(folder / KEPT, names)
+    packed = workdir.read_json(folder / KEPT)
+    if packed is not None and not _are_of(packed, config, dataset):
+        if checkpoint.steps_in(folder):
+            raise TrainingError(
+                f"{folder / KEPT} holds what other teachers of the same names said, or of other "
+                f"data than {dataset.name} here. Give the same to go on, or --workdir=PATH for a "
+                "new run"
+            )
+        packed = None  # nothing was trained with them yet
     if packed is None:
-        packed = _ask(config, dataset, names)
+        packed = _ask(config, dataset)
         workdir.write_sealed(folder / KEPT, packed)
     probabilities = _unpack(packed["probabilities"], len(dataset.splits["train"].labels))
     return SoftLabels(probabilities, packed["teachers"])
 
 
-def _read_kept(path: Path, names: list[str]) -> dict[str, Any] | None:
-    packed = workdir.read_json(path)
-    if packed is None or packed["names"] != names:
-        return None
-    return packed
+def _are_of(packed: dict[str, Any], config: Config, dataset: Dataset) -> bool:
+    """Returns whether kept soft labels are of this data set and, as far as they are still there,
+    of these teachers; of one that was moved away the name must do."""
+    names = without_folders(config.train.teachers)
+    if packed["source_sha256"] != dataset.source_sha256 or packed["names"] != names:
+        return False
+    paths = [Path(name).expanduser() for name in config.train.teachers]
+    return all(
+        describe_member(read_member(path, dataset, _FIELD))["sha256"] == said
+        for path, said in zip(paths, packed["said"], strict=True)
+        if path.exists()
+    )
 
 
-def _ask(config: Config, dataset: Dataset, names: list[str]) -> dict[str, Any]:
-    told, folds = [], []
+def _ask(config: Config, dataset: Dataset) -> dict[str, Any]:
+    told, folds, said = [], [], []
     teachers = []
     for path in (Path(name).expanduser() for name in config.train.teachers):
-        found = read_member(path, dataset, "config.train.teachers")
+        found = read_member(path, dataset, _FIELD)
+        said.append(describe_member(found)["sha256"])
         fold = fill_defaults(found["config"])["train.fold"]
         probabilities = _train_predictions(path, found, dataset)
         told.append(probabilities.astype(np.float64))
@@ -98,7 +115,9 @@ def _ask(config: Config, dataset: Dataset, names: list[str]) -> dict[str, Any]:
         log.info("%s speaks about the training images", path)
     mean = combine(told, [_speaks_about(dataset, fold) for fold in folds]).astype("<f4").tobytes()
     return {
-        "names": names,
+        "source_sha256": dataset.source_sha256,
+        "names": without_folders(config.train.teachers),
+        "said": said,
         "teachers": teachers,
         "probabilities": base64.b64encode(mean).decode(),
     }
@@ -137,7 +156,7 @@ def combine(probabilities: Sequence[np.ndarray], where: Sequence[np.ndarray]) ->
     counts = np.sum(where, axis=0)
     if not counts.all():
         raise TrainingError(
-            f"config.train.teachers: no teacher speaks about {np.sum(counts == 0)} of the "
+            f"{_FIELD}: no teacher speaks about {np.sum(counts == 0)} of the "
             f"{len(counts)} training images; a teacher with a train.fold speaks only about the "
             "part that it was not fitted on: name the teachers of all parts"
         )
@@ -165,18 +184,18 @@ def _train_predictions(path: Path, found: dict[str, Any], dataset: Dataset) -> n
     """Returns a teacher's probabilities `[n, classes]` float32 on the whole train split."""
     train = dataset.splits["train"]
     if "train" in found["predictions"]:
-        whose = f"config.train.teachers: predictions of {path} for train"
+        whose = f"{_FIELD}: predictions of {path} for train"
         return read_probabilities(found["predictions"]["train"], train.labels, whose)
     if not path.is_dir():
         raise RecordError(
-            f"config.train.teachers: {path} has no predictions on train; name the run's folder, "
-            "or train with --config.eval.train_predictions=True"
+            f"{_FIELD}: {path} has no predictions on train; name the run's folder, or train with "
+            "--config.eval.train_predictions=True"
         )
     config = get_config()
     config.model.update({n: v for n, v in found["config"]["model"].items() if n in config.model})
     model = create_model(config.model, len(dataset.classes))
-    variables = progressive.best_variables(path, "config.train.teachers", dataset.classes)
-    mesh = devices.create_mesh(0, config.eval.batch_size)
+    variables = progressive.best_variables(path, _FIELD, dataset.classes)
+    mesh = devices.create_local_mesh(config.eval.batch_size)
     predict = make_predict(model, mesh, config.eval.batch_size)
     placed = devices.put(variables, devices.replicated(mesh))
     return np.exp(predict(placed, train.images))

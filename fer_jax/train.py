@@ -21,7 +21,7 @@ from fer_jax.errors import TrainingError
 from fer_jax.loop import OnStep, Training
 from fer_jax.machine import devices, distributed
 from fer_jax.predict import Predict, make_predict
-from fer_jax.runs import checkpoint, record, resume
+from fer_jax.runs import checkpoint, openings, record, resume
 from fer_jax.runs import workdir as wd
 from fer_jax.runs.checkpoint import Checkpointer
 from fer_jax.runs.clock import Clock
@@ -60,13 +60,13 @@ def train_and_evaluate(
     """
     validate(config)
     with evaluate.locked(workdir), StopRequest() as stop:
-        done = distributed.on_first(resume.finished)(config, workdir)
-        if done is not None:
-            log.info("This run is complete: %s", workdir / "results.json")
-            return done
         clock = Clock()
         with clock.span("load"):
             dataset = load_dataset(config.data)
+        done = distributed.on_first(resume.finished)(config, workdir, dataset)
+        if done is not None:
+            log.info("This run is complete: %s", workdir / "results.json")
+            return done
         if config.ensemble.members:
             return distributed.on_first(_combine)(config, workdir, dataset, clock)
         before = distributed.on_first(resume.read_before)(config, workdir, dataset)
@@ -92,6 +92,7 @@ class _Run:
       train: the images that are trained on, perhaps not all of the data set's.
       teachers: what the record says of those that gave soft labels.
       start: the variables to begin with, on the host; None: those that the seed gives.
+      origin: hash of these variables and of the names of the images that are trained on.
       arithmetic: what results depend on by their rounding.
     """
 
@@ -104,6 +105,7 @@ class _Run:
     pipeline: str
     teachers: list[dict[str, Any]]
     start: Any | None
+    origin: str | None
     arithmetic: dict[str, Any]
     clock: Clock
     stop: StopRequest
@@ -127,7 +129,7 @@ def _build(
     stop: StopRequest,
 ) -> _Run:
     if before:
-        resume.refuse_fewer_epochs(config, before["history"], workdir)
+        resume.refuse_shorter(config, before["history"], workdir)
     classes = len(dataset.classes)
     model, mesh = _create_network(config, classes, before)
     precise = precision.choose(config.model.dtype)
@@ -148,7 +150,7 @@ def _build(
                 *(value, name, before[name]),
             )
     predict = make_predict(model, mesh, config.eval.batch_size, clock)
-    train, told, start = dataset.splits["train"], [], None
+    train, told, start, origin = dataset.splits["train"], [], None, None
     if config.train.teachers:
         soft = distributed.on_first(teachers.soft_labels)(config, dataset, workdir)
         softened = teachers.soften(soft.probabilities, config.train.temperature)
@@ -168,10 +170,17 @@ def _build(
                 "Keeping the %d of %d training images that %s agrees with",
                 *(len(train.labels), len(dataset.splits["train"].labels), folder),
             )
+        origin = checkpoint.fingerprint({"variables": start, "images": train.ids})
+        if before and before["origin"] != origin:
+            raise TrainingError(
+                f"config.train.start_from: what {folder} holds, or what it says of the training "
+                f"images, is not what the run in {workdir} began with. Give that back to go on, or "
+                "--workdir=PATH for a new run"
+            )
     training = loop.create_training(config, model, mesh, train.labels, classes)
     pipeline = loop.choose_pipeline(config.data.pipeline, mesh)
     return _Run(
-        *(config, workdir, dataset, train, training, predict, pipeline, told, start),
+        *(config, workdir, dataset, train, training, predict, pipeline, told, start, origin),
         *(arithmetic, clock, stop),
     )
 
@@ -210,6 +219,7 @@ def _make_save(
             progress = {
                 "config": flatten(run.config),
                 **run.arithmetic,
+                "origin": run.origin,
                 "source_sha256": run.dataset.source_sha256,
                 "classes": list(run.dataset.classes),
                 "history": history,
@@ -244,7 +254,7 @@ def _train(run: _Run, state: TrainState, history: list[Row], save: Save, on_step
 
         bar.at(int(state.step) * batch_size)
         for epoch in range(first, epochs):
-            if _is_out_of_patience(run.config.train.patience, history):
+            if resume.is_out_of_patience(run.config.train.patience, history):
                 log.info("No better %s for %d epochs", SCORE, run.config.train.patience)
                 break
             _stop_if_asked(run, distributed.largest(run.stop.signum or 0), state, save)
@@ -295,13 +305,6 @@ def _stop_if_asked(run: _Run, signum: int, state: TrainState, save: Save) -> Non
     )
 
 
-def _is_out_of_patience(patience: int, history: list[Row]) -> bool:
-    if not patience or not history:
-        return False
-    best = max(history, key=lambda row: row[SCORE])  # the earliest of equals
-    return history[-1]["epoch"] - best["epoch"] >= patience
-
-
 def _end_epoch(run: _Run, state: TrainState, epoch: int, train_s: float) -> Row:
     """Evaluates the state after an epoch and returns its row."""
     row: Row = {"epoch": epoch + 1, "step": int(state.step)}
@@ -323,24 +326,43 @@ def _end_epoch(run: _Run, state: TrainState, epoch: int, train_s: float) -> Row:
 # The end
 
 
+def _end_if_asked(run: _Run) -> None:
+    """Ends between two splits, after the last epoch, if there was a signal."""
+    if signum := distributed.largest(run.stop.signum or 0):
+        raise Interrupted(
+            signum,
+            f"Stopped by {signal.Signals(signum).name} after the last epoch; all are saved in "
+            f"{run.workdir}. The same command then writes the record",
+        )
+
+
 def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, Any]:
     """Evaluates the best checkpoint on every split and returns the record."""
     config = run.config
     best = distributed.on_first(resume.best_row)(history, run.workdir)
     variables = distributed.on_first(checkpoint.load_variables)(run.workdir, best["step"])
     placed = run.training.place(variables)
-    log_probs = {n: run.predict(placed, run.dataset.splits[n].images) for n in ("train", "valid")}
-    opened = 0
+    log_probs = {}
+    for split in ("train", "valid"):
+        _end_if_asked(run)
+        log_probs[split] = run.predict(placed, run.dataset.splits[split].images)
+    _end_if_asked(run)
     if config.eval.open_test:
         opened, log_probs["test"] = evaluate.open_test(
             run.dataset, run.predict, placed, best, run.workdir
         )
+    else:
+        opened = distributed.on_first(openings.count)(run.workdir)
+    _end_if_asked(run)
     found = {
         split: evaluate.measure(run.dataset, split, values) for split, values in log_probs.items()
     }
     evaluate.compare(found["valid"], "valid", best)
+    described = record.describe(config, run.dataset)
+    if described["device"]["platform"] != "cpu":  # there all cores are one device
+        described["device"]["count"] = run.training.mesh.size  # not all that are there
     results = {
-        **record.describe(config, run.dataset),
+        **described,
         "convolutions": run.arithmetic["convolutions"],
         "devices": run.training.mesh.size,
         "pipeline": run.pipeline,
@@ -359,6 +381,8 @@ def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, A
             if split != "train" or config.eval.train_predictions
         },
     }
+    if run.origin:
+        results["origin"] = run.origin
     if run.teachers:
         results["teachers"] = run.teachers
     if config.eval.views != "none":

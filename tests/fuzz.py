@@ -236,7 +236,9 @@ def _make_soft_labels(folder: Path) -> None:
 
     rows = np.random.default_rng(0).dirichlet(np.ones(7), 50).astype("<f4")
     packed = {
+        "source_sha256": "cd" * 32,
         "names": ["teacher"],
+        "said": ["ef" * 32],
         "teachers": [{"experiment": "a", "seed": 0, "fold": None, "sha256": "ab" * 32}],
         "probabilities": base64.b64encode(rows.tobytes()).decode(),
     }
@@ -244,7 +246,7 @@ def _make_soft_labels(folder: Path) -> None:
 
 
 def _read_soft_labels(folder: Path) -> str:
-    packed = teachers._read_kept(folder / teachers.KEPT, ["teacher"])
+    packed = wd.read_json(folder / teachers.KEPT)
     if packed is None:
         raise FerError("the teachers are asked again")
     return _hash(teachers._unpack(packed["probabilities"], 50), packed["teachers"])

@@ -55,6 +55,16 @@ def test_the_two_latest_and_the_best_are_kept(state, tmp_path):
         assert checkpoints.steps() == [2, 7, 8]
 
 
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(state, tmp_path):
+    for _ in range(2):
+        with checkpoint.Checkpointer(tmp_path) as checkpoints:
+            checkpoints.save(at(state, 1), {}, 0.5)
+        (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
+    with checkpoint.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.steps() == []
+    assert [path.name for path in (tmp_path / "checkpoints").glob("1*")] == ["1.damaged"]
+
+
 def test_a_save_in_flight_is_not_changed_by_the_next_step(state, tmp_path):
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)
     expected = jax.device_get(at(state, 1))

@@ -23,7 +23,7 @@ def test_every_experiment_is_valid_and_its_network_traces(path):
     config_lib.validate(config)
     assert config.is_locked
     assert config.experiment == path.stem
-    create_model(config.model)  # traces it in both modes and checks what it returns
+    create_model(config.model)  # traces it and checks what it returns
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,6 @@ def test_right_arguments_pass():
     )
     config_lib.check_arguments(["--config.train.epochs=3", "--config.train.epochs=4"])
     assert config_lib.parse_text("augment.flip", "True") is True
+    assert config_lib.parse_text("train.teachers", "runs/a") == ("runs/a",)
+    assert config_lib.parse_text("train.teachers", "('runs/a', 'b.json')") == ("runs/a", "b.json")
     assert config_lib.parse_text("train.learning_rate", "1e-2") == 0.01

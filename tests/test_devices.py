@@ -66,3 +66,14 @@ def test_gpu_memory_is_taken_as_needed_unless_the_user_says_otherwise(chosen, tm
 def test_more_devices_than_there_are_is_a_mistake_of_the_configuration():
     with pytest.raises(ConfigError, match=r"devices is 99, but there are only 8 \(cpu\)"):
         devices.create_mesh(99, 99)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("150000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)],
+)
+def test_a_containers_share_of_the_cores_counts(tmp_path, limit, cores):
+    path = tmp_path / "cpu.max"
+    path.write_text(limit + "\n")
+    all_of_them = environment.cpu_cores(tmp_path / "nothing")
+    assert environment.cpu_cores(path) == (cores or all_of_them)

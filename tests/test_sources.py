@@ -130,7 +130,7 @@ def check_csv_splits(splits):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv(tmp_path, end):
     path = write_csv(tmp_path / "fer2013.csv", end=end)
-    assert sources.find_kind(path) == "csv"
+    assert sources.recognise(path).kind == "csv"
     splits, sha256 = read(path)
     check_csv_splits(splits)
     assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
@@ -145,7 +145,7 @@ def test_csv_needs_no_last_newline(tmp_path):
 def test_icml_csv(tmp_path):
     rows = [", ".join(np.array(row.split(","))[[0, 2, 1]]) for row in ROWS]
     path = write_csv(tmp_path / "icml_face_data.csv", rows, "emotion, Usage, pixels")
-    assert sources.find_kind(path) == "icml_csv"
+    assert sources.recognise(path).kind == "icml_csv"
     check_csv_splits(read(path)[0])
 
 
@@ -157,7 +157,7 @@ def test_tar_of_the_competition(tmp_path):
         "fer2013/fer2013.bib": b"",
     }
     path = write_tar(tmp_path / "fer2013.tar.gz", members)
-    assert sources.find_kind(path) == "csv"
+    assert sources.recognise(path).kind == "csv"
     splits, sha256 = read(path)
     check_csv_splits(splits)
     assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
@@ -179,7 +179,7 @@ def check_jpeg_splits(splits):
 def test_zip(tmp_path, prefix):
     extra = {"__MACOSX/train/angry/._Training_7.jpg": b"x", "train/.DS_Store": b"x", "README": b"x"}
     path = write_zip(tmp_path / "archive.zip", GOOD | extra, prefix)
-    assert sources.find_kind(path) == "jpeg"
+    assert sources.recognise(path).kind == "jpeg"
     splits, sha256 = read(path)
     check_jpeg_splits(splits)
     assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
@@ -189,7 +189,7 @@ def test_zip(tmp_path, prefix):
 def test_folder(tmp_path, nested):
     write_folder(tmp_path / "fer2013", GOOD | {"train/.DS_Store": b"x", "README": b"x"})
     path = tmp_path if nested else tmp_path / "fer2013"
-    assert sources.find_kind(path) == "jpeg"
+    assert sources.recognise(path).kind == "jpeg"
     splits, sha256 = read(path)
     check_jpeg_splits(splits)
     assert sha256 == (sha256_of(path) if path.is_file() else read(path)[1])
@@ -321,7 +321,7 @@ def test_good_header(tmp_path, name, tail, end):
     rows = [form.format(e=e, p=p, u=u) for e, p, u in fields]
     path = write_csv(tmp_path / "fer2013.csv", rows, header, end)
     path.write_bytes(path.read_bytes() + tail.encode())
-    assert sources.find_kind(path) == kind
+    assert sources.recognise(path).kind == kind
     check_csv_splits(read(path)[0])
 
 

@@ -166,6 +166,9 @@ def test_an_unknown_experiment_is_refused_with_those_there():
         ("train.epochs", "it must be field=value"),
         ("train.epochs=many", "--override=train.epochs is 'many'; it must be a whole number"),
         ("train.epochs=0", "config.train.epochs is 0; it must lie between 1"),
+        ("train.teachers=('a', b/", r"is .* it must be a path, or several as"),
+        ("seed=5", "--override=seed: the study sets it for each run"),
+        ("experiment=x", "--override=experiment: the study sets it for each run"),
     ],
 )
 def test_an_override_that_is_none_is_refused(override, message):
@@ -256,6 +259,20 @@ def test_the_same_plan_again_runs_only_what_failed(launched, study_file, tmp_pat
     assert launched == ["mini/dropout=0"]
 
 
+@pytest.mark.parametrize(("before", "after", "aside"), [(1, 1, 1), (0, 1, 0), (1, 2, 0)])
+def test_a_record_that_opened_test_is_kept_aside_unless_the_new_one_counts_it(
+    launched, study_file, tmp_path, monkeypatch, before, after, aside
+):
+    for openings in (before, after):
+        run = study.plan_study(study_file, 1, "0/1", results=tmp_path)[0]
+        folder = workdir.default_workdir(run.experiment, run.seed)
+        found = a_record(run, test_evaluations=openings)
+        workdir.write_sealed(folder / "results.json", found)
+        execute._keep_record(run)
+    assert record.read(run.path)["test_evaluations"] == after
+    assert len(list((tmp_path / "replaced").glob("*.json"))) == aside
+
+
 def test_a_record_says_the_levels_and_leaves_out_predictions(launched, study_file, tmp_path):
     runs = study.plan_study(study_file, 1, "0/1", results=tmp_path)
     execute.execute(runs[2:3])
@@ -273,12 +290,12 @@ def test_an_interruption_ends_the_study(launched, study_file, tmp_path, caplog):
 
 
 def test_the_table_gives_mean_and_deviation_over_seeds_and_test_only_where_all_have_it():
-    runs = study.plan(["arch03", "arch01"], 2, "0/1", ["seed=7"])
+    runs = study.plan(["arch03", "arch01"], 2, "0/1", ["train.momentum=0.5"])
     runs = [dataclasses.replace(run, record=a_record(run)) for run in runs]
     del runs[3].record["metrics"]["test"]
     assert execute.format_table(runs).splitlines()[1:] == [
-        "arch03,seed=7     2/2  0.5500 ± 0.0707  0.4000 ± 0.0000",
-        "arch01,seed=7     2/2  0.5500 ± 0.0707  -",
+        "arch03,momentum=0.5     2/2  0.5500 ± 0.0707  0.4000 ± 0.0000",
+        "arch01,momentum=0.5     2/2  0.5500 ± 0.0707  -",
     ]
 
 

@@ -65,6 +65,40 @@ def test_soft_labels_outlive_their_teachers(config, dataset, tmp_path):
         teachers.soft_labels(config, dataset, tmp_path / "student")
 
 
+@pytest.mark.parametrize("other", ["teacher", "data"])
+def test_soft_labels_of_others_are_asked_for_again_or_refused(config, dataset, tmp_path, other):
+    student = tmp_path / "student"
+    for i, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        write_run(tmp_path / folder / "t", config, dataset, i)
+    config.train.teachers = (str(tmp_path / "a" / "t"),)
+    before = teachers.soft_labels(config, dataset, student)
+    now = dataset
+    if other == "teacher":  # of the same name
+        config.train.teachers = (str(tmp_path / "b" / "t"),)
+    else:
+        now = dataclasses.replace(dataset, source_sha256="1" * 64)
+        write_run(tmp_path / "t", config, now, 1)
+        config.train.teachers = (str(tmp_path / "t"),)
+    after = teachers.soft_labels(config, now, student)
+    assert after.teachers[0]["sha256"] != before.teachers[0]["sha256"]
+
+    config.train.teachers = (str(tmp_path / "a" / "t"),)
+    (student / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"other teachers of the same names.*--workdir"):
+        teachers.soft_labels(config, dataset, student)
+
+
+def test_fer2013_is_the_same_in_an_archive_and_in_a_folder(config, dataset, tmp_path):
+    whole = dataclasses.replace(dataset, name="fer2013", kind="jpeg")
+    unpacked = dataclasses.replace(whole, source_sha256="1" * 64)
+    write_run(tmp_path / "t0", config, whole, 0)
+    assert ensemble.read_member(tmp_path / "t0", unpacked, "field")["seed"] == 0
+    for other in ({"kind": "csv"}, {"kind": "jpeg_partial"}, {"splits": {}}):
+        with pytest.raises(RecordError, match="trained on other data"):
+            ensemble.read_member(tmp_path / "t0", dataclasses.replace(unpacked, **other), "field")
+
+
 def test_a_teacher_with_a_fold_speaks_only_about_what_it_was_not_fitted_on(
     config, dataset, tmp_path
 ):

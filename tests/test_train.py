@@ -1,6 +1,8 @@
+import dataclasses
 import errno
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from fer_jax import config as config_lib
 from fer_jax import evaluate, loop, metrics, train
 from fer_jax.data import arrays
 from fer_jax.data.dataset import VERSIONS
-from fer_jax.errors import CheckpointError, TrainingError, WorkdirError
+from fer_jax.errors import CheckpointError, ConfigError, TrainingError, WorkdirError
 from fer_jax.runs import checkpoint, openings, record, stop, workdir
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -170,6 +172,9 @@ def test_patience_ends_a_run_that_learns_nothing(config, tmp_path):
     assert results["best_epoch"] == 1  # the earliest of equals
     again = train.train_and_evaluate(config, tmp_path)
     assert again["epochs_run"] == 3
+    config.train.patience = 1
+    with pytest.raises(TrainingError, match="patience 1 it would have ended after 2"):
+        train.train_and_evaluate(config, tmp_path)
 
 
 def test_training_metrics_without_dropout_each_epoch_when_asked_for(config, tmp_path):
@@ -177,15 +182,56 @@ def test_training_metrics_without_dropout_each_epoch_when_asked_for(config, tmp_
     results = train.train_and_evaluate(config, tmp_path)
     best = results["history"][results["best_epoch"] - 1]
     assert best["train/accuracy"] == results["metrics"]["train"]["accuracy"]
+    config.train.eval_on_train = False
+    config.train.epochs = 3
+    results = train.train_and_evaluate(config, tmp_path)
+    assert ["train/loss" in row for row in results["history"]] == [True, True, False]
 
 
-@pytest.mark.slow
-def test_class_weights_and_smoothing_change_what_is_learned(config, tmp_path):
-    plain = train.train_and_evaluate(config, tmp_path / "a")
-    config.train.class_weights = "balanced"
-    config.train.label_smoothing = 0.1
-    other = train.train_and_evaluate(config, tmp_path / "b")
-    assert plain["history"] != other["history"]
+def test_test_stays_closed_when_it_is_told_to(config, tmp_path):
+    config.eval.open_test = False
+    results = train.train_and_evaluate(config, tmp_path)
+    assert results["test_evaluations"] == 0
+    assert "test" not in results["metrics"]
+    assert not (tmp_path / openings.FILE).exists()
+    with pytest.raises(ConfigError, match=r"open_test is False"):
+        evaluate.evaluate_best(config, tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("class_weights", "balanced"), ("label_smoothing", 0.1)]
+)
+def test_class_weights_and_smoothing_change_what_is_learned(
+    config, tmp_path, monkeypatch, dataset, field, value
+):
+    labels = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 6], np.uint8).repeat(7)
+    uneven = dataclasses.replace(dataset.splits["train"], labels=labels)
+    splits = dataset.splits | {"train": uneven}
+    monkeypatch.setattr(
+        train, "load_dataset", lambda config: dataclasses.replace(dataset, splits=splits)
+    )
+    config.train.epochs = 1
+    losses = []
+    for folder in ("a", "b"):
+        results = train.train_and_evaluate(config, tmp_path / folder)
+        losses.append(results["metrics"]["valid"]["loss"])
+        config.train[field] = value
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_a_signal_after_the_last_epoch_keeps_test_closed(config, tmp_path, monkeypatch):
+    finish = train._finish
+
+    def asked(run, *rest):
+        run.stop.signum = signal.SIGTERM
+        return finish(run, *rest)
+
+    monkeypatch.setattr(train, "_finish", asked)
+    with pytest.raises(stop.Interrupted, match="after the last epoch"):
+        train.train_and_evaluate(config, tmp_path)
+    assert not (tmp_path / openings.FILE).exists()
+    monkeypatch.undo()
+    assert train.train_and_evaluate(config, tmp_path)["resumed_at"] == [8]
 
 
 def test_two_runs_on_one_folder_are_refused(config, tmp_path):
@@ -294,9 +340,10 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
     source = {"name": "synthetic_faces", "kind": "synthetic_faces", "sha256": "1" * 64}
     arrays.write_arrays(target, splits, source)
     config.data.data_dir = str(other)
-    config.train.epochs = 2
-    with pytest.raises(TrainingError, match="on other data"):
-        train.train_and_evaluate(config, tmp_path)
+    for epochs in (1, 2):  # complete, or to go on
+        config.train.epochs = epochs
+        with pytest.raises(TrainingError, match="on other data"):
+            train.train_and_evaluate(config, tmp_path)
 
 
 def openings_of(folder):

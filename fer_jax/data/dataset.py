@@ -1,6 +1,8 @@
 """What a prepared data set is: its splits, its classes, and the version of its files."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,10 @@ from fer_jax.labels import CLASSES
 
 # Of the prepared files, by data set; raise one when its arrays or their metadata change.
 VERSIONS = {"fer2013": "1.1.0", "folder": "1.0.0", "synthetic_faces": "1.1.0"}
+
+# The forms in which FER2013 is published, see `fer_jax.data.sources`: its builder's configs, beside
+# those that allow other counts.
+KINDS = ("jpeg", "csv", "icml_csv")
 
 type Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids: see Split
 
@@ -49,3 +55,17 @@ class Dataset:
     source_sha256: str
     splits: dict[str, Split]
     classes: tuple[str, ...] = CLASSES
+
+    def is_of(self, described: Mapping[str, Any]) -> bool:
+        """Returns whether a record is of this data set.
+
+        Args:
+          described: the record's `dataset`. Its hash is of the source as it was wrapped; the whole
+            of FER2013 counts as the same in an archive and in a folder.
+        """
+        if described["source_sha256"] == self.source_sha256:
+            return True
+        counts = {name: len(split.labels) for name, split in self.splits.items()}
+        here = {"name": "fer2013", "kind": self.kind, "count": counts}
+        is_whole = self.name == "fer2013" and self.kind in KINDS
+        return is_whole and here == {name: described.get(name) for name in here}

@@ -29,14 +29,13 @@ from typing import Any
 import numpy as np
 
 from fer_jax.data import files, foreign, kaggle
-from fer_jax.data.dataset import Dataset, Examples
+from fer_jax.data.dataset import KINDS, Dataset, Examples
 from fer_jax.data.files import Member
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
 
 log = logging.getLogger("fer_jax")
 
-KINDS = ("jpeg", "csv", "icml_csv")
 PARTIAL = "_partial"  # ends the name of a config that allows other counts than COUNTS
 
 # Images per class, in the order of CLASSES (Goodfellow et al. 2013, the competition's data).
@@ -285,11 +284,6 @@ class _Search:
         shown = ", ".join(map(repr, self.names[:3])) or "nothing"
         more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
         return f"{place} holds no FER2013, but {shown}{more}. {foreign.ADVICE}"
-
-
-def find_kind(path: str | os.PathLike) -> str:
-    """Returns the kind of source a path is, one of `KINDS`; see `recognise`."""
-    return recognise(path).kind
 
 
 def _members_at(path: Path, steps: Sequence[str]) -> Iterator[Member]:

@@ -155,6 +155,13 @@ def create_mesh(requested: int, batch_size: int, parameters: int = 0) -> Mesh:
     return Mesh(np.asarray(devices[:count]), (BATCH_AXIS,))
 
 
+def create_local_mesh(batch_size: int) -> Mesh:
+    """Returns a mesh over devices of this process alone, for what the others do not do."""
+    devices = jax.local_devices()
+    count = choose_count(0, batch_size, len(devices), devices[0].platform, parameters=0)
+    return Mesh(np.asarray(devices[:count]), (BATCH_AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The layout of an array that every device holds whole."""
     return NamedSharding(mesh, P())

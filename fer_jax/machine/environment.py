@@ -20,9 +20,21 @@ _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 _PACKAGES = ("fer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def cpu_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cpu_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Returns how many cores this process may use.
+
+    Args:
+      limit: what a container may take of them, such as `docker run --cpus=2`: microseconds of core
+        time, and in how many microseconds (Linux, "Control Group v2", CPU interface files).
+    """
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = map(int, limit.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no such file, or "max"
+        return there
+    return max(1, min(there, quota // period))
 
 
 @functools.cache

@@ -310,6 +310,9 @@ def pooled_kernel_gradient(
       kernel_shape: of the kernel.
       padding: as there.
       pool: as there.
+
+    Returns:
+      `kernel_shape` float32.
     """
     out = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
     arrays = (images, grad, argmax)
@@ -334,6 +337,9 @@ def pooled_image_gradient(
       shape: of the images.
       around: padding of the convolution with `flipped` that leads from the output to the images.
       pool: as there.
+
+    Returns:
+      `shape` float32.
     """
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = (flipped, grad, argmax)

@@ -36,6 +36,9 @@ def max_pool(
 
     Returns:
       `[batch, out_height, out_width, channels]`, the type of `x`.
+
+    Raises:
+      ValueError: if an image, a window or its strides have another number of sides.
     """
     return _max_pool(x, _window(x, window_shape, strides, padding))
 
@@ -56,6 +59,9 @@ def avg_pool(
 
     Returns:
       `[batch, out_height, out_width, channels]`, the type of `x`.
+
+    Raises:
+      ValueError: if an image, a window or its strides have another number of sides.
     """
     return _avg_pool(x, _window(x, window_shape, strides, padding))
 

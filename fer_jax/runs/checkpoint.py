@@ -81,7 +81,10 @@ class Checkpointer:
                     raise ValueError(f"{path.name} holds {score}, which is not what was saved")
             except (OSError, ValueError, KeyError) as error:
                 log.warning("%s cannot be read (%s); set aside as %s.damaged", step, error, step)
-                step.rename(step.with_suffix(".damaged"))
+                aside = step.with_suffix(".damaged")
+                with self._explained("set aside"):
+                    shutil.rmtree(aside, ignore_errors=True)  # damaged there before
+                    step.rename(aside)
 
     def __exit__(self, kind, *_) -> None:
         """Waits for writes under way; after an error, only closes."""

@@ -37,6 +37,11 @@ def find(workdir: Path, variables: str) -> tuple[int, np.ndarray | None]:
     return len(openings), None
 
 
+def count(workdir: Path) -> int:
+    """Returns how often test has been opened."""
+    return len(_read(workdir))
+
+
 def keep(workdir: Path, epoch: int, variables: str, log_probs: np.ndarray) -> int:
     """Notes an opening with what was predicted; returns how often test has been opened by now.
 

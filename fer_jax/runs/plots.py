@@ -25,13 +25,13 @@ def learning_curves(history: list[dict[str, Any]], path: Path) -> None:
     figure = create_figure(8, 3.4)
     epochs = [row["epoch"] for row in history]
     styles = {"train_running": (BLUE, "--", "train, running"), "valid": (ORANGE, "-", "valid")}
-    if history and "train/loss" in history[0]:
+    if any("train/loss" in row for row in history):  # it may have been asked for half way
         styles["train"] = (GREEN, ":", "train, no dropout")
     for axes, name, unit in zip(
         figure.subplots(1, 2), ("accuracy", "loss"), ("", " (nats)"), strict=True
     ):
         for split, (color, style, label) in styles.items():
-            values = [row[f"{split}/{name}"] for row in history]
+            values = [row.get(f"{split}/{name}", np.nan) for row in history]
             axes.plot(epochs, values, style, color=color, label=label, marker=".")
         axes.set_xlabel("epoch")
         axes.set_ylabel(name + unit)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import seal
-from fer_jax.config import Config
+from fer_jax.config import OTHER_RUNS, Config, without_folders
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import RecordError, WorkdirError
 from fer_jax.runs import plots, workdir
@@ -75,10 +75,8 @@ def format_metrics(metrics: dict[str, Any]) -> str:
 def describe_config(config: Config) -> dict[str, Any]:
     """Returns the configuration without folders, which say nothing to others."""
     plain = config.to_dict()
-    if plain["train"]["start_from"]:
-        plain["train"]["start_from"] = Path(plain["train"]["start_from"]).name
-    for section, field in (("train", "teachers"), ("ensemble", "members")):
-        plain[section][field] = [Path(folder).name for folder in plain[section][field]]
+    for section, field in (path.split(".") for path in OTHER_RUNS):
+        plain[section][field] = without_folders(plain[section][field])
     for field in ("source", "data_dir"):
         plain["data"].pop(field)
     return plain

@@ -25,31 +25,58 @@ def _refuse_changes(config: Config, before: dict[str, Any], workdir: Path) -> No
         )
 
 
-def refuse_fewer_epochs(config: Config, history: list[dict[str, Any]], workdir: Path) -> None:
-    """Raises a TrainingError if the run has more epochs behind it than it is to have."""
+def is_out_of_patience(patience: int, history: list[dict[str, Any]]) -> bool:
+    """Returns whether the last `patience` epochs brought no better score; 0 never ends a run."""
+    if not patience or not history:
+        return False
+    best = max(history, key=lambda row: row[SCORE])  # the earliest of equals
+    return history[-1]["epoch"] - best["epoch"] >= patience
+
+
+def refuse_shorter(config: Config, history: list[dict[str, Any]], workdir: Path) -> None:
+    """Raises a TrainingError if a run of this length would have ended before this one did."""
     if config.train.epochs < len(history):
         raise TrainingError(
             f"{workdir} holds a run of {len(history)} epochs, but config.train.epochs is "
             f"{config.train.epochs}. Ask for {len(history)} or more to go on, or give a shorter "
             "run a folder of its own with --workdir=PATH"
         )
+    patience = config.train.patience
+    for epochs in range(1, len(history)):
+        if is_out_of_patience(patience, history[:epochs]):
+            raise TrainingError(
+                f"{workdir} holds a run of {len(history)} epochs, but with config.train.patience "
+                f"{patience} it would have ended after {epochs}. Ask for more patience to go on, "
+                "or give this run a folder of its own with --workdir=PATH"
+            )
 
 
-def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """Returns the record of a complete run with this configuration, if there is one."""
+def finished(config: Config, workdir: Path, dataset: Dataset) -> dict[str, Any] | None:
+    """Returns the record of a complete run with this configuration and data, if there is one."""
     path = workdir / "results.json"
     found = wd.read_json(path)
     if found is None:
         return None
     try:
         before, history, _ = found["config"], found["history"], found["metrics"]
+        is_of_these = dataset.is_of(found["dataset"])
     except (KeyError, TypeError):
         raise WorkdirError(f"{path} is not a run's record; move it away to go on") from None
     _refuse_changes(config, before, workdir)
+    if not is_of_these:
+        raise _other_data(found["dataset"]["source_sha256"], dataset, workdir)
     if not changed_fields(config, before):
         return found
-    refuse_fewer_epochs(config, history, workdir)
+    refuse_shorter(config, history, workdir)
     return None
+
+
+def _other_data(before: str, dataset: Dataset, workdir: Path) -> TrainingError:
+    return TrainingError(
+        f"{workdir} holds a run on other data (SHA-256 {before[:12]} -> "
+        f"{dataset.source_sha256[:12]}). Give the same data to go on, or --workdir=PATH for a new "
+        "run"
+    )
 
 
 def read_before(config: Config, workdir: Path, dataset: Dataset) -> dict[str, Any] | None:
@@ -59,11 +86,7 @@ def read_before(config: Config, workdir: Path, dataset: Dataset) -> dict[str, An
         return None
     _refuse_changes(config, before["config"], workdir)
     if before["source_sha256"] != dataset.source_sha256:
-        raise TrainingError(
-            f"{workdir} holds a run on other data (SHA-256 {before['source_sha256'][:12]} -> "
-            f"{dataset.source_sha256[:12]}). Give the same data to go on, or --workdir=PATH for a "
-            "new run"
-        )
+        raise _other_data(before["source_sha256"], dataset, workdir)
     return before
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import logging
 import signal
 import statistics
@@ -10,10 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from fer_jax import seal
-from fer_jax.errors import WorkdirError
-from fer_jax.runs import workdir
+from fer_jax.errors import RecordError, WorkdirError
+from fer_jax.runs import record, workdir
 from fer_jax.runs.stop import SIGNALS, StopRequest
 from fer_jax.study.plan import ROOT, Record, Run
 
@@ -109,7 +111,11 @@ def _signal_of(status: int) -> int:
 
 
 def _keep_record(run: Run) -> Record:
-    """Copies a finished run's record to where records are kept, whole or not at all."""
+    """Copies a finished run's record to where records are kept, whole or not at all.
+
+    Raises:
+      WorkdirError: if there is no record to copy, or it cannot be written.
+    """
     done = workdir.default_workdir(run.experiment, run.seed) / "results.json"
     found = workdir.read_json(done)
     if found is None:
@@ -118,8 +124,34 @@ def _keep_record(run: Run) -> Record:
         # What a factor study has no use for makes up most of a record.
         found = {k: v for k, v in found.items() if k not in ("predictions", seal.KEY)}
         found = seal.add({"levels": run.levels} | found)
+    _set_aside(run.path, found["test_evaluations"])
     workdir.write_json(run.path, found)
     return found
+
+
+def _set_aside(path: Path, openings: int) -> None:
+    """Moves a record that is to be replaced to `replaced`, so that its openings stay counted.
+
+    Args:
+      path: the record's, which need not be there, in a folder beside `replaced`.
+      openings: of test, by the new record. A run that went on from the old one counts them all.
+    """
+    try:
+        before = record.read(path)["test_evaluations"]
+    except RecordError:  # there is none, or it is damaged
+        return
+    if not before or openings > before:
+        return
+    folder = path.parent.parent / "replaced"
+    ends = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
+    names = (folder / f"{path.stem}{end}.json" for end in ends)
+    aside = next(name for name in names if not name.exists())
+    try:
+        folder.mkdir(exist_ok=True)
+        path.rename(aside)
+    except OSError as error:
+        raise workdir.unwritable(aside, error) from error
+    log.info("The record before, which opened test, is kept as %s", aside)
 
 
 def format_table(runs: Sequence[Run]) -> str:

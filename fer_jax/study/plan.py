@@ -198,6 +198,8 @@ def _override(config: Config, overrides: Sequence[str]) -> bool:
     before = flatten(config)
     for override in overrides:
         field, text = _split(override)
+        if field in ("experiment", "seed"):
+            raise ConfigError(f"--override={field}: the study sets it for each run")
         value = parse_text(field, text, "--override=")
         config.update_from_flattened_dict({field: value})
     validate(config)

@@ -257,7 +257,7 @@ template <typename Type>
 class Kernel {
  public:
   Kernel(const Shape& s, const float* kernel)
-      : s_(s), kernel_(kernel), tile_(best_tile(s, Type::kBytes)) {
+      : s_(s), kernel_(kernel), tile_(best_tile<Type>(s)) {
     with_tile(tile_, [&](auto side) {
       transformed_.emplace(transform_kernel<side, typename Type::Kernel>(s, kernel));
     });
@@ -363,7 +363,7 @@ void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, b
     if constexpr (std::is_same_v<Type, AmxBfloat16>) {
       sum_gradients<TileGradients>(pool, tasks, s, images, make_grads, total);
     } else {
-      const bool by_tiles = with_tile(best_tile(s, Type::kBytes), [&](auto side) {
+      const bool by_tiles = with_tile(best_tile<Type>(s), [&](auto side) {
         sum_winograd_gradients<side, Type>(pool, tasks, s, images, make_grads, total);
       });
       if (!by_tiles) sum_gradients<KernelGradients>(pool, tasks, s, images, make_grads, total);

@@ -31,8 +31,9 @@ void pool(const Pool& p, const float* image, float* out, int8_t* argmax) {
         for (int j = 0; j < p.window_w; ++j, ++at) {
           const int64_t offset = from + (i * p.w + j) * p.f + c;
           const Vector here = vector_at(image, offset);
-          if constexpr (kWithArgmax) index = here > best ? Indices{} + at : index;
-          best = here > best ? here : best;
+          const Indices is_new = (here > best) | (here != here);  // not a number stays so
+          if constexpr (kWithArgmax) index = is_new ? Indices{} + at : index;
+          best = is_new ? here : best;
         }
       put_vector(out, to + c, best);
       if constexpr (kWithArgmax) {

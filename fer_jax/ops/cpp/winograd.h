@@ -1,5 +1,5 @@
 // 3x3 convolution with strides of 1 by Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray,
-// "Fast Algorithms for Convolutional Neural Networks", 2015).
+// "Fast Algorithms for Convolutional Neural Networks", 2016).
 //
 // The output is cut into tiles of m x m. With g a filter and d the part of an image behind a tile,
 // m + 2 wide, the tile is A' [(G g G') * (B' d B)] A, the product taken element by element and
@@ -206,12 +206,14 @@ struct PairsOfRows {  // an even row's partner is 0 until it is put
 };
 
 // What products of the transform domain are made of. In each, numbers that are summed over lie side
-// by side: channels forward, tiles in a kernel's gradient.
+// by side: channels forward, tiles in a kernel's gradient. kCost is what one takes with larger tiles,
+// by what it takes with tiles of 2; 0 leaves tiles out.
 struct Float32 {
   using Images = Floats;
   using Kernel = Floats;
   using Tiles = Floats;
   static constexpr int64_t kBytes = 4;
+  static constexpr double kCostOf3 = 1.06, kCostOf4 = 1.18;  // measured on Zen 3
 };
 
 struct Bfloat16 {
@@ -219,6 +221,8 @@ struct Bfloat16 {
   using Kernel = PairsOfRows;
   using Tiles = PairsOfRows;
   static constexpr int64_t kBytes = 2;
+  // Tiles of 3 would round nearly as tiles of 4 do, for less of a gain.
+  static constexpr double kCostOf3 = 0, kCostOf4 = 1.5;  // on Zen 4
 };
 
 // Some tiles in the transform domain, [elements, tiles, channels]. One cache line more lies between
@@ -541,9 +545,9 @@ bool with_tile(int side, const Work& work) {
 }
 
 // Returns the side of the tiles that are fastest, 0 if it is the definition: tiles reach over an
-// edge that they do not divide, and every strip walks over all of the transformed kernel, whose
-// numbers have so many bytes. What a multiplication takes with larger tiles was measured on Zen 3.
-int best_tile(const Shape& s, int64_t bytes) {
+// edge that they do not divide, and every strip walks over all of the transformed kernel.
+template <typename Type>
+int best_tile(const Shape& s) {
   if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.c % 16) return 0;
   int best = 0;
   double least = 9 * s.oh * s.ow;
@@ -551,9 +555,9 @@ int best_tile(const Shape& s, int64_t bytes) {
     if (cost < least) best = side, least = cost;
   };
   consider(2, kElements<2> * Tiles<2>(s).count);
-  consider(3, 1.06 * kElements<3> * Tiles<3>(s).count);
-  if (bytes * kElements<4> * s.c * s.f <= kKernelBytes)
-    consider(4, 1.18 * kElements<4> * Tiles<4>(s).count);
+  if (Type::kCostOf3) consider(3, Type::kCostOf3 * kElements<3> * Tiles<3>(s).count);
+  if (Type::kBytes * kElements<4> * s.c * s.f <= kKernelBytes)
+    consider(4, Type::kCostOf4 * kElements<4> * Tiles<4>(s).count);
   return best;
 }
 
