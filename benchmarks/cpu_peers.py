@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
+from fer_jax.bench import use
 from fer_jax.ops import native
 from fer_jax.report import markdown, speed
 from fer_jax.runs import record, workdir
@@ -368,13 +369,10 @@ def updated_document(text: str, folder: Path = RESULTS) -> str:
     parts = []
     for found in speed.load(folder):
         peers = [peer for peer in PEERS if any(run["peer"] == peer for run in found["runs"])]
-        device = found["environment"]["device"]
-        features = ", ".join(device.get("cpu_features", ()))
-        title = record.device_name(device) + f" ({features})" * bool(features)
         made = "With `--rounds={repeats} --compile_repeats={compile_repeats}`:".format(
             **found["settings"]
         )
-        parts.append(f"### {title}\n\n{made}\n\n{format_tables(found, peers)}")
+        parts.append(f"### {use.machine(found)}\n\n{made}\n\n{format_tables(found, peers)}")
     return markdown.replace_block(text, "peers", "\n" + "\n\n".join(parts) + "\n")
 
 

@@ -47,6 +47,7 @@ def test_an_ingredient_is_told_from_none_by_valid_alone(tmp_path, cells):
     assert shown["ablation-words"].startswith(
         "Better than the recipe: optimizer: muon. Worse: optimizer: adam. Not told from it: "
     )
+    assert "Beside what a seed shifts all runs by, a single run" in shown["ablation-words"]
     assert not any("test" in text for text in shown.values())
 
 
@@ -74,6 +75,30 @@ def test_the_bound_is_the_last_gain_on_top_of_the_last_accuracy(tmp_path, cells)
     assert "+2.0 points on valid" in shown
     bound = float(re.search(r"below (\d\.\d+) on valid", shown)[1])
     assert bound == pytest.approx(at_12 + 0.04, abs=6e-4)
+
+
+def lengths(tmp_path, cells, final, kept):
+    """What is said of the lengths in `kept`, which all come to the same."""
+    frame = written(tmp_path / "records", cells, None)
+    frame["valid/accuracy"] = frame["train_running/accuracy"] = 0.5
+    return ablation.length(frame[frame["epochs"].isin(kept)], final)
+
+
+def test_the_recipes_own_row_is_left_out_where_the_study_has_its_length(tmp_path, cells):
+    shown = lengths(tmp_path, cells, [final(0.9, epochs=12)], [3, 6, 12])
+    assert [line.split(" | ")[0] for line in shown.splitlines()[2:5]] == ["| 3", "| 6", "| 12"]
+    assert "0.900" not in shown
+
+
+def test_one_gain_alone_promises_nothing(tmp_path, cells):
+    shown = lengths(tmp_path, cells, [final(0.6)], [6])
+    assert shown.endswith("one gain alone says nothing of the next.")
+
+
+def test_equal_gains_do_not_shrink(tmp_path, cells):
+    shown = lengths(tmp_path, cells, [], [3, 6, 12])
+    assert "+0.0 points on valid" in shown
+    assert "gains do not shrink steadily" in shown
 
 
 def test_without_enough_runs_no_number_is_shown(tmp_path, cells):

@@ -3,10 +3,11 @@ import zlib
 
 import numpy as np
 import pytest
-from apps_pictures import photograph, scaled
-from PIL import Image
+from apps_pictures import photograph, predictor, scaled
+from PIL import Image, features
 
 from fer_jax.apps import picture
+from fer_jax.data.pictures import read_face
 from fer_jax.errors import PictureError
 
 
@@ -62,6 +63,44 @@ def test_every_mode_becomes_rgb(tmp_path, small, mode):
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
+def test_16_bit_grey_is_rounded(tmp_path):
+    grey = np.array([[0, 128, 129, 200, 257 * 100, 65535]], np.uint16)
+    found = picture.decode(save(Image.fromarray(grey), tmp_path / "a.png"))
+    np.testing.assert_array_equal(found[0, :, 0], [0, 0, 1, 1, 100, 255])
+
+
+def faded(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+AS_TRAINED = {
+    "as it is": lambda image: image,
+    "small": lambda image: image.resize((30, 41)),
+    "transparent": faded,
+    "transparent grey": lambda image: faded(image).convert("LA"),
+    "transparent palette": lambda image: faded(image).quantize(64),
+    "16 bits": lambda image: Image.fromarray(np.asarray(image.convert("L")).astype("<u2") * 250),
+}
+
+
+@pytest.mark.parametrize("name", AS_TRAINED)
+def test_without_detection_the_network_sees_what_training_on_it_sees(tmp_path, small, name):
+    path = save(AS_TRAINED[name](Image.fromarray(small)), tmp_path / "a.png")
+    ((face,),) = predictor().predict_pictures([path], detect=False)
+    expected = read_face("a.png", path.read_bytes())[..., 0]
+    np.testing.assert_array_equal(face.image, expected)
+    array = predictor().predict(picture.decode(path)[None])
+    np.testing.assert_array_equal(array[0], face.probabilities)
+    np.testing.assert_array_equal(array, predictor().predict(expected[None]))
+
+
+def test_one_rgb_picture_is_not_taken_for_many_grey_ones(small):
+    with pytest.raises(ValueError, match=r"one RGB picture\? give \[1, h, w, 3\]"):
+        predictor().predict(small)
+
+
 def test_what_is_transparent_shows_white(tmp_path):
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0] = 200
@@ -94,6 +133,17 @@ def test_an_animation_gives_its_first_frame(tmp_path, suffix):
 def test_the_content_says_what_a_file_is(tmp_path, small):
     path = save(Image.fromarray(small), tmp_path / "Mummé 中.jpg", "PNG")
     np.testing.assert_array_equal(picture.decode(path), small)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read_where_pillow_can(tmp_path, small):
+    path = save(Image.fromarray(small), tmp_path / "a.jpg", "AVIF", quality=90)
+    assert np.abs(picture.decode(path).astype(int) - small).mean() < 5
+
+
+def test_what_would_start_a_program_is_no_picture(tmp_path, small):
+    path = save(Image.fromarray(small), tmp_path / "cute.jpg", "EPS")
+    assert "not a picture of a format that is read here: JPEG, PNG," in _refusal(path)
 
 
 def _refusal(path) -> str:

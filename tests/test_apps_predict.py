@@ -13,6 +13,7 @@ from fer_jax.apps import load as load_module
 from fer_jax.apps.load import load
 from fer_jax.apps.predictor import BATCH, FEW, _batch_sizes
 from fer_jax.config import get_config
+from fer_jax.data import pictures
 from fer_jax.errors import CheckpointError, PictureError, WeightsError
 from fer_jax.labels import CLASSES
 from fer_jax.models import MODELS
@@ -80,7 +81,7 @@ def test_images_of_any_size_and_grey_or_rgb():
     images = crops(3)
     large = images.repeat(4, axis=1).repeat(4, axis=2)
     wide = np.pad(large, ((0, 0), (0, 0), (30, 30)))
-    expected = of.predict(images)
+    expected = of.predict(np.stack([pictures.fit(image) for image in wide]))
     np.testing.assert_array_equal(of.predict(wide), expected)
     np.testing.assert_array_equal(of.predict(np.repeat(wide[..., None], 3, axis=3)), expected)
     assert of.predict(images[:0]).shape == (0, 7)

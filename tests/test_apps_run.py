@@ -1,21 +1,27 @@
 import csv
+import errno
+import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from apps_pictures import crops, group, photograph, predictor, read_video, scaled, write_video
 from PIL import Image
 
-from fer_jax.apps import cli, run, table
+from fer_jax.apps import cli, explain, run, table, video
+from fer_jax.apps.annotate import CopyError
 from fer_jax.apps.load import load
 from fer_jax.apps.run import Options
 from fer_jax.apps.table import Table
 from fer_jax.config import get_config
-from fer_jax.errors import PictureError
+from fer_jax.errors import FerError, PictureError
 from fer_jax.labels import CLASSES
 from fer_jax.weights import store
 
@@ -41,13 +47,13 @@ def folder(tmp_path) -> Path:
 def do(paths, target: Path | None = None, options: Options | None = None, kind="json", shard=None):
     """Does what the command does after its options are read; returns status and rows."""
     options = options or Options()
-    files, root = run.find_files(paths, options.out)
+    files, root, unread = run.find_files(paths, options.out)
     files = files[shard[0] :: shard[1]] if shard else files
     of = predictor()
     if target is None:
-        return run.run(of, files, root, options, None)
+        return run.run(of, files, root, options, None, unread=unread)
     with Table(target, kind, of.classes, of.name) as rows:
-        status = run.run(of, files, root, options, rows)
+        status = run.run(of, files, root, options, rows, unread=unread)
     if kind == "csv":
         with target.open(encoding="utf-8", newline="") as file:
             return status, list(csv.DictReader(file))
@@ -93,6 +99,69 @@ def test_the_second_start_does_only_what_is_new(folder, tmp_path, capsys):
     assert status == 0
     status, _ = do([folder / "black.png"], target)
     assert status == 1  # it still holds no face
+
+
+def test_a_single_file_that_is_done_is_said_to_be(folder, tmp_path, capsys):
+    do([folder / "a.jpg"], tmp_path / "t.jsonl")
+    capsys.readouterr()
+    do([folder / "a.jpg"], tmp_path / "t.jsonl")
+    assert "1 file: 0 with a face, 0 without a face, 1 in the table already" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_is_in_the_table_gets_no_copy_and_that_is_said(folder, tmp_path, capsys):
+    paths = [folder / "a.jpg", folder / "sub"]
+    do(paths[:1], tmp_path / "t.jsonl")
+    do(paths, tmp_path / "t.jsonl", Options(out=tmp_path / "out"))
+    assert "1 of 2 files are in the table already and get no copy" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("out/**/*.jpg")] == ["Mummé 中.png_faces.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_without_detection_files_without_a_face_are_done_again(folder, tmp_path, kind):
+    paths = [folder / "a.jpg", folder / "black.png"]
+    status, (first, _) = do(paths, tmp_path / "t", kind=kind)
+    assert status == 1
+    status, rows = do(paths, tmp_path / "t", Options(detect=False), kind)
+    assert status == 0
+    assert rows[0] == first  # detected, and kept
+    assert [(row["file"], int(row["face"])) for row in rows] == [(str(path), 0) for path in paths]
+    assert rows[1]["score"] in (None, "")
+    assert do(paths, tmp_path / "t", Options(detect=False), kind) == (0, rows)
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "a.jpg", tmp_path / "elsewhere" / "c.jpg")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "up").symlink_to(folder)
+    files, root, unread = run.find_files([folder], None)
+    names = [str(file.relative_to(folder)) for file in files]
+    assert names == [
+        *("a.jpg", "black.png", "empty.jpg", "text.jpg", "link/c.jpg", "sub/Mummé 中.png")
+    ]
+    assert (root, unread) == (folder, 0)
+    do([folder / "link"], None, Options(out=tmp_path / "out"))
+    do([folder / "a.jpg", folder / "link"], None, Options(out=tmp_path / "out"))
+    assert (tmp_path / "out" / "c.jpg_faces.jpg").exists()
+    assert (tmp_path / "out" / "link" / "c.jpg_faces.jpg").exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    for path in ("black.png", "empty.jpg", "text.jpg"):
+        (folder / path).unlink()
+    status, rows = do([folder], tmp_path / "t.jsonl")
+    assert (status, len(rows)) == (1, 1)
+    assert f"{folder / 'sub'} cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_shards_are_parts_of_the_whole(folder, tmp_path):
@@ -162,11 +231,83 @@ def test_annotated_copies_mirror_the_folders(folder, tmp_path):
     assert 0.02 < changed.mean() < 0.4
 
 
+def test_a_linked_picture_has_its_copy_under_its_own_name(folder, tmp_path):
+    (folder / "sub" / "link.jpg").symlink_to(folder / "a.jpg")
+    elsewhere = tmp_path / "other.jpg"
+    (folder / "sub" / "far.jpg").symlink_to(shutil.copy(folder / "a.jpg", elsewhere))
+    assert do([folder / "sub"], None, Options(out=tmp_path / "out")) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"{name}_faces.jpg" for name in ("Mummé 中.png", "link.jpg", "far.jpg")}
+
+
+@pytest.mark.parametrize("inside", ["out", "."])
+def test_copies_are_not_looked_at_when_they_are_named(folder, capsys, inside):
+    """As `in/* --out=in/out` names them, and `in --out=in` and `in/* --out=in` find them."""
+    for name in ("black.png", "empty.jpg", "text.jpg"):
+        (folder / name).unlink()
+    out = folder / inside
+    do([folder], None, Options(out=out))
+    before = sorted(folder.rglob("*"))
+    for paths in ([folder], sorted(folder.glob("[!.]*"))):
+        capsys.readouterr()
+        do(paths, None, Options(out=out))
+        assert sorted(folder.rglob("*")) == before
+        assert f"2 annotated copies in {out} are left out" in capsys.readouterr().err
+
+
+def test_a_picture_that_is_called_like_a_copy_is_looked_at_elsewhere(folder, tmp_path):
+    shutil.copy(folder / "a.jpg", folder / "our_faces.jpg")
+    files, _, _ = run.find_files([folder], tmp_path / "out")
+    assert folder / "our_faces.jpg" in files
+
+
+def _long(ending: str) -> str:
+    """A name that a file may have, but its copy's may not while it is written."""
+    return "x" * (241 - len(ending)) + ending
+
+
+def test_a_copy_that_cannot_be_written_is_counted_and_the_rest_done(folder, tmp_path, capsys):
+    shutil.copy(folder / "a.jpg", folder / "sub" / _long(".jpg"))
+    (folder / "sub" / "z.jpg").symlink_to(folder / "a.jpg")
+    options = Options(out=tmp_path / "out")
+    status, rows = do([folder / "sub"], tmp_path / "t.jsonl", options)
+    assert status == 1
+    assert [Path(row["file"]).name for row in rows] == ["Mummé 中.png", "z.jpg"]
+    said = capsys.readouterr().err
+    assert "3 files: 2 with a face, 0 without a face, 1 could not be written" in said
+    assert f"{_long('.jpg')}_faces.jpg: File name too long" in said
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_full_disk_ends_the_job(folder, tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(FerError, match=r"cannot write .*a.jpg_faces.jpg: No space left") as error:
+        do([folder], tmp_path / "t.jsonl", Options(out=tmp_path / "out"))
+    assert not isinstance(error.value, CopyError)
+
+
+def test_a_folder_of_copies_that_cannot_be_is_named_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(predictor()), "predict_pictures", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(FerError, match="file: a file stands where a folder should"):
+        do([folder], None, Options(out=tmp_path / "file"))
+
+
+def test_a_name_that_is_no_text_is_printed(folder, capsys):
+    name = os.fsdecode(b"\xff.jpg")
+    shutil.copy(folder / "a.jpg", folder / name)
+    assert do([folder / name]) == 0
+    assert "/\\udcff.jpg face 0: " in capsys.readouterr().out
+
+
 def test_explanations_colour_the_face(folder, tmp_path):
     copies = []
-    for explain in (False, True):
-        out = tmp_path / str(explain)
-        do([folder / "a.jpg"], None, Options(out=out, explain=explain))
+    for explained in (False, True):
+        out = tmp_path / str(explained)
+        do([folder / "a.jpg"], None, Options(out=out, explain=explained))
         copies.append(np.asarray(Image.open(out / "a.jpg_faces.jpg")).astype(int))
     changed = np.argwhere(np.abs(copies[0] - copies[1]).max(axis=2) > 40)
     middle = changed.mean(axis=0)  # about the face's, in the picture at its full size
@@ -224,6 +365,59 @@ def test_a_truncated_video_is_done_as_far_as_it_goes(tmp_path, capsys):
     assert f"{20 - len(rows)} of 20 frames could not be decoded" in capsys.readouterr().err
 
 
+def test_a_video_whose_copy_cannot_be_written_is_counted_so(clip, tmp_path, capsys):
+    paths = [Path(shutil.copy(clip, tmp_path / _long(".mp4"))), clip]
+    status, rows = do(paths, tmp_path / "t.jsonl", Options(out=tmp_path / "out", every=12))
+    assert (status, [row["file"] for row in rows]) == (1, [str(clip)])
+    said = capsys.readouterr().err
+    assert f"{_long('.mp4')}_faces.mp4 with 256x300 pixels" in said
+    assert "2 files: 1 with a face, 0 without a face, 1 could not be written" in said
+
+
+def test_a_frame_that_is_looked_at_is_explained_once_as_it_is_labelled(clip, tmp_path, monkeypatch):
+    asked = []
+
+    def saliency(predict, image):
+        np.testing.assert_array_equal(
+            predict(image[None]), predictor().predict(image[None])[:, [len(asked)]]
+        )
+        asked.append(image)
+        return np.zeros((48, 48))
+
+    def smooth(self, time_s, boxes, probabilities):
+        return [np.eye(7)[len(asked)] for _ in boxes]
+
+    monkeypatch.setattr(explain, "saliency", saliency)
+    monkeypatch.setattr(video.Smoother, "__call__", smooth)
+    do([clip], None, Options(out=tmp_path, every=3, explain=True))
+    assert len(asked) == 3  # frames 0, 3 and 6; there is no face in 9
+
+
+class _Recorded(video.Video):
+    """A camera that sees a file, of 8 frames a second, and gives 4."""
+
+    file: Path
+
+    def _open(self, source):
+        return super()._open(self.file)
+
+
+def test_recordings_of_a_camera_are_kept_and_play_as_fast_as_it_went(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Recorded, "file", clip, raising=False)
+    monkeypatch.setattr(video, "Video", _Recorded)
+    out = tmp_path / "out"
+    for _ in range(3):
+        clock = itertools.count()
+        monkeypatch.setattr(video, "time", SimpleNamespace(monotonic=lambda c=clock: next(c) / 4))
+        with pytest.raises(PictureError, match="camera 0 stopped after 12 frames"):
+            run.run(predictor(), [], Path(), Options(out=out), None, camera=0)
+    names = ("camera0_2_faces.mp4", "camera0_3_faces.mp4", "camera0_faces.mp4")
+    assert tuple(sorted(path.name for path in out.iterdir())) == names
+    frames, rate = read_video(out / "camera0_faces.mp4")
+    assert rate == 8
+    assert len(frames) == 23  # 12 that are 0.25 s apart
+
+
 def test_a_clip_without_a_table_prints_a_summary(clip, capsys):
     assert do([clip]) == 0
     printed = capsys.readouterr().out
@@ -269,9 +463,55 @@ def test_the_command_predicts_with_weights_from_a_folder(stored, folder, tmp_pat
         (row,) = csv.DictReader(file)
     (face,) = load(stored).detect_and_predict(folder / "a.jpg")
     assert np.float32(row["probability_Anger"]) == face.probabilities[0]
-    assert row["weights"] == "some_weights"
+    assert row["weights"] == f"some_weights@{load(stored).fingerprint}"
     assert cli.main(["predict", "--camera=7", f"--weights={stored}"]) == 2
     assert "fer-jax: camera 7 cannot be opened" in capsys.readouterr().err
+
+
+def test_a_table_of_other_weights_of_the_same_name_is_refused(stored, folder, tmp_path, capsys):
+    arguments = ["predict", str(folder / "a.jpg"), f"--weights={stored}", f"--json={tmp_path}/t"]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "t").read_bytes()
+    store.save(stored, predictor(seed=1)._variables, get_config().model, CLASSES)
+    assert cli.main(arguments) == 2
+    assert "was made with the weights 'some_weights@" in capsys.readouterr().err
+    assert (tmp_path / "t").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "a.jpg", "--out=~/x"],
+        ["predict", "a.jpg", "--json=~/x"],
+        ["predict", "a.jpg", "--csv=~/x"],
+        ["export", "arch02", "--out=~/x"],
+        ["pack", "run", "--out=~/x"],
+        ["demo", "--build=~/x"],
+        ["score", "a.csv", "--csv=~/x"],
+        ["score", "a.csv", "--json=~/x"],
+        ["score", "a.csv", "--picture=~/x"],
+    ],
+)
+def test_a_tilde_behind_an_equals_sign_is_home(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path / "x" in vars(cli._parser().parse_args(arguments)).values()
+
+
+def test_a_reader_that_goes_away_is_no_success():
+    program = (
+        "import sys\n"
+        "from fer_jax.apps import cli\n"
+        "cli._predict = lambda options: print('a.jpg face 0') or 0\n"
+        "sys.exit(cli.main(['predict', 'a.jpg']))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, env=buffered
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Scoring, on made-up labels of the published counts; what needs the real ones asks for `real`."""
+
 import csv
 import functools
 import json
@@ -13,22 +15,33 @@ from hypothesis import strategies as st
 from fer_jax.apps import cli, score
 from fer_jax.data import labels_fer2013, prepare, sources
 from fer_jax.data.dataset import VERSIONS
-from fer_jax.data.labels_fer2013 import USAGES
+from fer_jax.data.labels_fer2013 import USAGES, Labels
 from fer_jax.data.prepare import default_data_dir
 from fer_jax.labels import CLASSES
 from fer_jax.report import statistics
-from fer_jax.runs.record import decode_predictions
+from fer_jax.runs.record import decode_predictions, encode_predictions
 from fer_jax.study.plan import RUNS
 
 ARRAYS = default_data_dir() / "fer2013" / "jpeg" / VERSIONS["fer2013"] / "arrays"
-if not ARRAYS.exists():
-    pytest.skip(f"FER2013's labels are not here: no {ARRAYS}", allow_module_level=True)
-LABELS = labels_fer2013.read()
-IDS, TRUE = LABELS["test"].ids, LABELS["test"].labels
+COPIES = {"valid": 280, "test": 288}
 RECORDS = sorted(RUNS.rglob("*.json"))
 
 
-_READ_RECORDS = score._records
+def made_up_labels(split):
+    random = np.random.default_rng(len(split))
+    labels = random.permutation(np.repeat(np.arange(7), sources.COUNTS[split]))
+    numbers = 50_000 + np.cumsum(random.integers(1, 9, len(labels)))
+    in_train = random.permutation(np.arange(len(labels)) < COPIES[split])
+    return Labels([f"{USAGES[split]}_{number}" for number in numbers], labels, in_train)
+
+
+LABELS = {split: made_up_labels(split) for split in USAGES}
+IDS, TRUE = LABELS["test"].ids, LABELS["test"].labels
+
+
+_READ, _READ_RECORDS = labels_fer2013.read, score._records
+_read_labels = functools.cache(_READ)
+_read_records = functools.cache(_READ_RECORDS)
 
 
 def _slow_but_for_seed_0(path):
@@ -38,14 +51,19 @@ def _slow_but_for_seed_0(path):
 
 
 @pytest.fixture(autouse=True)
-def records(monkeypatch):
-    """Reads the records once for all tests of a process."""
+def made_up(monkeypatch):
+    monkeypatch.setattr(labels_fer2013, "read", lambda: LABELS)
+    monkeypatch.setattr(score, "_records", made_up_records)
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """The data set's labels, and the repository's records; each read once in a process."""
+    if not ARRAYS.exists():
+        pytest.skip(f"FER2013's labels are not here: no {ARRAYS}")
+    monkeypatch.setattr(labels_fer2013, "read", _read_labels)
     monkeypatch.setattr(score, "_records", _read_records)
-
-
-@functools.cache
-def _read_records():
-    return _READ_RECORDS()
+    return _read_labels()
 
 
 def write(path, rows, header=("image", *CLASSES)):
@@ -72,6 +90,21 @@ def rows(values=None, ids=IDS):
     return [[name, *value] for name, value in zip(ids, values.tolist(), strict=True)]
 
 
+@functools.cache
+def made_up_records():
+    """Three records, one of them from a GPU."""
+    dataset = SimpleNamespace(splits=LABELS)
+    found = []
+    for seed, (experiment, platform) in enumerate((("a", "cpu"), ("b", "cpu"), ("a", "gpu"))):
+        packed = {
+            split: encode_predictions(dataset, split, soft(guesses(labels.labels, seed=seed + 1)))
+            for split, labels in LABELS.items()
+        }
+        about = {"experiment": experiment, "seed": seed, "device": {"platform": platform}}
+        found.append(about | {"predictions": packed})
+    return found
+
+
 def fields(path, **options):
     return score.score(path, **options)["splits"]["test"]
 
@@ -79,23 +112,30 @@ def fields(path, **options):
 # The labels of the data set
 
 
-def test_the_labels_are_the_published_ones():
+def test_the_labels_are_the_published_ones(real):
     for split, usage in USAGES.items():
-        ids, labels, in_train = LABELS[split]
+        ids, labels, in_train = real[split]
         assert tuple(np.bincount(labels, minlength=7)) == sources.COUNTS[split]
         numbers = [int(name.removeprefix(f"{usage}_")) for name in ids]
         assert numbers == sorted(set(numbers))
-        assert in_train.sum() == {"valid": 280, "test": 288}[split]
+        assert in_train.sum() == COPIES[split]
 
 
-def test_the_labels_have_the_order_of_the_records():
+def test_the_labels_have_the_order_of_the_records(real):
     assert RECORDS
     for path in RECORDS:
         packed = json.loads(path.read_text(encoding="utf-8"))["predictions"]
-        for split in LABELS:
-            np.testing.assert_array_equal(
-                decode_predictions(packed[split])[0], LABELS[split].labels
-            )
+        for split in real:
+            np.testing.assert_array_equal(decode_predictions(packed[split])[0], real[split].labels)
+
+
+def test_a_prepared_data_sets_labels_are_taken_as_they_are(dataset):
+    found = labels_fer2013.of_dataset(dataset)
+    assert list(found) == ["valid", "test"]
+    for split, (ids, labels, in_train) in found.items():
+        assert ids[1] == f"{split}_1"
+        np.testing.assert_array_equal(labels, dataset.splits[split].labels)
+        assert in_train.sum() == {"valid": 0, "test": 2}[split]
 
 
 def test_only_the_mirror_has_the_names(monkeypatch):
@@ -103,19 +143,19 @@ def test_only_the_mirror_has_the_names(monkeypatch):
     with pytest.raises(
         score.DataError, match="fer2013/csv is what is prepared here: prepare the mirror"
     ):
-        labels_fer2013.read()
+        _READ()
 
 
 # The numbers
 
 
 @pytest.mark.parametrize("path", [_slow_but_for_seed_0(path) for path in RECORDS])
-def test_a_records_predictions_get_the_records_numbers(tmp_path, path):
+def test_a_records_predictions_get_the_records_numbers(tmp_path, real, path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    for split in LABELS:
+    for split in real:
         packed = record["predictions"][split]
         _, probabilities = decode_predictions(packed)
-        file = write(tmp_path / f"{split}.csv", rows(probabilities, LABELS[split].ids))
+        file = write(tmp_path / f"{split}.csv", rows(probabilities, real[split].ids))
         found = score.score(file)["splits"][split]
         expected = dict(record["metrics"][split])
         loss = expected.pop("loss")
@@ -129,9 +169,9 @@ def test_a_records_predictions_get_the_records_numbers(tmp_path, path):
         if found["loss"] is not None:
             assert found["loss"] == pytest.approx(loss, abs=1e-3)
         else:
-            assert (probabilities[np.arange(3589), LABELS[split].labels] == 0).any()
+            assert (probabilities[np.arange(3589), real[split].labels] == 0).any()
         with np.errstate(divide="ignore"):
-            error = statistics.calibration(LABELS[split].labels, probabilities).error
+            error = statistics.calibration(real[split].labels, probabilities).error
         assert found["calibration"]["error"] == pytest.approx(error, abs=2e-3)
         (same,) = (
             row
@@ -264,9 +304,9 @@ def test_a_part_is_scored_if_asked_and_said_so(tmp_path):
     found = fields(path, partial=True)
     assert (found["count"], found["images"]) == (200, 3589)
     assert found["accuracy"] == (guesses() == TRUE)[100:300].mean()
-    ours = json.loads((RUNS / "arch03_seed0.json").read_text(encoding="utf-8"))
-    _, theirs = decode_predictions(ours["predictions"]["test"])
-    (row,) = (r for r in found["comparisons"] if (r["experiment"], r["seed"]) == ("arch03", 0))
+    record = made_up_records()[1]
+    _, theirs = decode_predictions(record["predictions"]["test"])
+    (row,) = (row for row in found["comparisons"] if row["experiment"] == "b")
     assert row["accuracy"] == (theirs.argmax(1) == TRUE)[100:300].mean()
     assert "PrivateTest (test), ONLY 200 of 3,589 images" in score.to_text(
         score.score(path, partial=True)
@@ -316,17 +356,16 @@ BAD = {
     ),
     "missing": (
         changed(lambda r: r.__delitem__(slice(0, 2))),
-        "images of PrivateTest missing (2): PrivateTest_59059, PrivateTest_88305; --partial scores "
-        "the others, and says so",
+        f"images of PrivateTest missing (2): {IDS[0]}, {IDS[1]}; --partial scores the others, and "
+        "says so",
     ),
     "many missing": (
         changed(lambda r: r.__delitem__(slice(0, 1500))),
-        "images of PrivateTest missing (1,500): PrivateTest_59059, PrivateTest_88305, "
-        "PrivateTest_95094, ...; --partial",
+        f"images of PrivateTest missing (1,500): {IDS[0]}, {IDS[1]}, {IDS[2]}, ...; --partial",
     ),
     "double": (
         changed(lambda r: r.append(r[0])),
-        "images that stand twice (1): PrivateTest_59059 (line 2 and line 3591)",
+        f"images that stand twice (1): {IDS[0]} (line 2 and line 3591)",
     ),
     "unknown": (
         changed(lambda r: r.append(["PrivateTest_1", *r[0][1:]])),
@@ -532,7 +571,7 @@ def test_the_command_writes_text_json_and_a_picture(tmp_path, capsys):
     assert f"accuracy                    {test['accuracy']:.4f}   95 %: " in out
     assert "(Wilson)" in out
     assert max(map(len, out.splitlines())) <= 100
-    assert len(test["comparisons"]) == len(RECORDS)
+    assert len(test["comparisons"]) == len(made_up_records())
     for row in test["comparisons"]:
         on = ", GPU" if row["platform"] == "gpu" else ""
         assert f"{row['experiment']}, seed {row['seed']}{on} " in out
@@ -551,8 +590,8 @@ def test_without_records_the_rest_is_scored(tmp_path, monkeypatch):
     assert "no paired tests: the records to compare with are in the repository" in scored["notes"]
 
 
-def test_nothing_heavy_is_imported(tmp_path):
-    path = write(tmp_path / "a.csv", rows())
+def test_nothing_heavy_is_imported(tmp_path, real):
+    path = write(tmp_path / "a.csv", rows(ids=real["test"].ids))
     program = (
         "import sys\nfrom fer_jax.apps import cli\ncli.main(['score', sys.argv[1]])\n"
         "names = ('jax', 'scipy', 'tensorflow', 'matplotlib', 'pandas', 'statsmodels', 'pyarrow')\n"

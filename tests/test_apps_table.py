@@ -1,4 +1,6 @@
 import csv
+import errno
+import io
 import json
 
 import numpy as np
@@ -24,7 +26,7 @@ def write(path, kind="json", weights="w", files=("a.jpg",)):
     with Table(path, kind, CLASSES, weights) as rows:
         for file in files:
             with rows.collect(file) as add:
-                add(table.rows_of(file, None, None, [face(len(file))], CLASSES, weights))
+                add(None, None, [face(len(file))])
     return path
 
 
@@ -32,9 +34,9 @@ def test_the_schema_of_json_lines(tmp_path):
     path = tmp_path / "new" / "t.jsonl"
     with Table(path, "json", CLASSES, "small") as rows:
         with rows.collect("Mummé 中.jpg") as add:
-            add(table.rows_of("Mummé 中.jpg", None, None, [face(0), face(1)], CLASSES, "small"))
+            add(None, None, [face(0), face(1)])
         with rows.collect("clip.mp4") as add:
-            add(table.rows_of("clip.mp4", 3, 0.12, [], CLASSES, "small"))
+            add(3, 0.12, [])
     first, second, third = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     assert list(first) == [
         *("file", "frame", "time_s", "face", "box", "score", "probabilities", "weights")
@@ -68,8 +70,8 @@ def test_the_schema_of_json_lines(tmp_path):
 def test_the_schema_of_csv(tmp_path):
     path = tmp_path / "t.csv"
     with Table(path, "csv", CLASSES, "small") as rows, rows.collect('a, "b".jpg') as add:
-        add(table.rows_of('a, "b".jpg', 0, 0.0, [face(0)], CLASSES, "small"))
-        add(table.rows_of('a, "b".jpg', 1, 0.1, [], CLASSES, "small"))
+        add(0, 0.0, [face(0)])
+        add(1, 0.1, [])
     with path.open(encoding="utf-8", newline="") as file:
         header, first, second = csv.reader(file)
     assert header == [
@@ -101,7 +103,7 @@ def test_a_table_goes_on(tmp_path, kind):
     with Table(path, kind, CLASSES, "w") as rows:
         assert rows.done == {"a.jpg", "c\\nd.jpg"}
         with rows.collect("b.jpg") as add:
-            add(table.rows_of("b.jpg", None, None, [], CLASSES, "w"))
+            add(None, None, [])
         assert rows.faceless == {"b.jpg"}
     assert path.read_bytes().startswith(before)
     with Table(path, kind, CLASSES, "w") as rows:
@@ -136,13 +138,79 @@ def test_rows_of_a_file_that_fails_are_not_written(tmp_path):
 
         def fail():
             with rows.collect("b.mp4") as add:
-                add(table.rows_of("b.mp4", 0, 0.0, [face()], CLASSES, "w"))
+                add(0, 0.0, [face()])
                 raise KeyError
 
         with pytest.raises(KeyError):
             fail()
         assert "b.mp4" not in rows.done
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_cut_camera_loses_only_the_cut_line(tmp_path, kind):
+    path = write(tmp_path / "t", kind)
+    with Table(path, kind, CLASSES, "w") as rows:
+        for i in range(3):
+            with rows.collect("camera0") as add:
+                add(i, i / 10, [face(i)])
+    whole = path.read_bytes()
+    kept = whole[: whole[:-1].rindex(b"\n") + 1]
+    path.write_bytes(whole[:-20])
+    assert _done(path, kind) == {"a.jpg"}  # a camera is never done
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_forgotten_file_is_not_done_and_has_no_rows(tmp_path, kind):
+    path = write(tmp_path / "t", kind, files=("a.jpg", "b.jpg", "c.jpg"))
+    expected = write(tmp_path / "expected", kind, files=("a.jpg", "c.jpg", "d.jpg")).read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    with Table(tmp_path / "link", kind, CLASSES, "w") as rows:
+        rows.forget({"b.jpg"})
+        assert rows.done == {"a.jpg", "c.jpg"}
+        with rows.collect("d.jpg") as add:
+            add(None, None, [face(len("d.jpg"))])
+    assert path.read_bytes() == expected
+    assert {each.name for each in tmp_path.iterdir()} == {"t", "expected", "link"}
+
+
+class _FullDisk(io.BytesIO):
+    """Takes nothing, and says so when it is closed too, as a file does that has bytes left."""
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self):
+        self.flush()
+
+
+def test_a_full_disk_is_one_error_to_the_end(tmp_path):
+    def fail():
+        with Table(tmp_path / "t", "json", CLASSES, "w") as rows:
+            rows._file.close()
+            rows._file = _FullDisk()
+            with rows.collect("a.jpg") as add:
+                add(None, None, [face()])
+
+    with pytest.raises(RecordError, match=r"cannot write .*t: No space left"):
+        fail()
+
+
+def test_a_full_disk_for_many_rows_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(table.tempfile, "SpooledTemporaryFile", lambda _: _FullSpool())
+
+    def fail():
+        with Table(tmp_path / "t", "json", CLASSES, "w") as rows, rows.collect("a.mp4") as add:
+            add(0, 0.0, [face()])
+
+    with pytest.raises(RecordError, match=r"cannot write .*t: No space left"):
+        fail()
+
+
+class _FullSpool(_FullDisk):
+    def write(self, data):
+        self.flush()
 
 
 def test_many_rows_are_written_whole(tmp_path, monkeypatch):
@@ -152,7 +220,7 @@ def test_many_rows_are_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "t.jsonl"
     with Table(path, "json", CLASSES, "w") as rows, rows.collect("a.mp4") as add:
         for i in range(200):
-            add(table.rows_of("a.mp4", i, i / 10, [face(i)], CLASSES, "w"))
+            add(i, i / 10, [face(i)])
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["frame"] for line in lines] == list(range(200))
 

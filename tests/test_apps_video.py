@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from apps_pictures import photograph, read_video, scaled, set_durations, set_rotation, write_video
 
 from fer_jax.apps import video
-from fer_jax.errors import PictureError
+from fer_jax.apps.annotate import CopyError
+from fer_jax.errors import FerError, PictureError
 
 
 def clip(count: int = 12, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -108,9 +111,10 @@ def test_a_damaged_stretch_does_not_end_the_video(tmp_path):
     data[middle : middle + 400] = bytes(400)
     path.write_bytes(data)
     frames, source = frames_of(path)
-    assert frames[-1].index == 19 or source.lost
-    assert len(frames) + source.lost >= 19
-    assert np.abs(frames[2].picture.astype(int) - clip(20, 65, 97)[2]).mean() < 20
+    assert (frames[-1].index, source.lost) == (19, 0)
+    for index in (2, 19):  # before the damage and behind it
+        found = frames[index].picture.astype(int)
+        assert np.abs(found - clip(20, 65, 97)[index]).mean() < 20
 
 
 def _refusal(path) -> str:
@@ -130,6 +134,7 @@ def test_what_is_no_video_is_named(tmp_path):
     assert "or it is cut" in _refusal(whole)
     assert "does not exist" in _refusal(tmp_path / "missing.mp4")
     assert "is a folder" in _refusal(tmp_path)
+    assert "does not exist or cannot be read" in _refusal(tmp_path / ("x" * 300 + ".mp4"))
 
 
 @pytest.mark.parametrize("index", [7, 99])
@@ -158,6 +163,35 @@ def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffi
         assert np.abs(one.astype(int) - expected).mean() < 12
 
 
+@pytest.mark.parametrize(
+    ("times", "count"),
+    [
+        (np.arange(8) / 10, 8),
+        (np.arange(8) / 10 + np.tile([0, 0.04], 4), 8),  # not even
+        (np.arange(8) / 2.5, 29),  # a quarter of the rate that the header says
+        (np.arange(8) / 40, 2),
+        ([0, 0.1, 2, 2.1], 22),
+    ],
+)
+def test_with_times_a_video_takes_as_long_as_what_it_shows(tmp_path, times, count):
+    with video.Writer(tmp_path / "out", 10) as writer:
+        for frame, time_s in zip(clip(len(times)), times, strict=True):
+            writer.write(frame, time_s)
+    found, _ = read_video(tmp_path / "out.mp4")
+    assert abs(len(found) - count) <= 1
+    assert abs(len(found) - 1 - times[-1] * 10) <= 1
+    assert np.abs(found[0].astype(int) - clip(1)[0]).mean() < 12
+
+
+def test_what_is_shown_until_the_next_frame_is_the_one_before(tmp_path):
+    dark, bright = np.zeros((64, 96, 3), np.uint8), np.full((64, 96, 3), 250, np.uint8)
+    with video.Writer(tmp_path / "out", 10) as writer:
+        writer.write(dark, 0)
+        writer.write(bright, 0.5)
+    found, _ = read_video(tmp_path / "out.mp4")
+    assert [frame.mean() > 125 for frame in found] == [False] * 5 + [True]
+
+
 def test_a_failure_leaves_no_half_video(tmp_path):
     def fail():
         with video.Writer(tmp_path / "out", 10) as writer:
@@ -172,8 +206,40 @@ def test_a_failure_leaves_no_half_video(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(PictureError, match="cannot write in"),
+        pytest.raises(CopyError, match=r"cannot write .*out.mp4: a file stands where a folder"),
         video.Writer(tmp_path / "file" / "out", 10) as writer,
+    ):
+        writer.write(clip(1)[0])
+
+
+def test_what_could_not_be_written_whole_is_named_and_gone(tmp_path):
+    def fail():
+        with video.Writer(tmp_path / "out", 10) as writer:
+            writer.write(clip(1)[0])
+            writer.write(clip(1, 32)[0])  # OpenCV passes over another size
+
+    with pytest.raises(CopyError, match=r"out.mp4 cannot be written whole"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_more_than_one_copy(tmp_path, monkeypatch):
+    def fail():
+        with video.Writer(tmp_path / "out", 10) as writer:
+            writer.write(clip(1)[0])
+            monkeypatch.setattr(writer, "_frames", lambda: 0)
+            monkeypatch.setattr(video.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+
+    with pytest.raises(FerError, match=r"cannot write .*out.mp4: No space left") as error:
+        fail()
+    assert not isinstance(error.value, CopyError | PictureError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_one_copy_that_cannot_be_written(tmp_path):
+    with (
+        pytest.raises(CopyError, match="cannot write"),
+        video.Writer(tmp_path / ("x" * 247), 10) as writer,
     ):
         writer.write(clip(1)[0])
 

@@ -109,6 +109,27 @@ def test_the_share_is_of_the_rate_of_the_activations(dtype):
     assert benchmark.table([asked], "arch02_bs96") == benchmark.table([plain], "arch02_bs96")
 
 
+def test_there_is_no_share_where_nobody_says_what_auto_came_to():
+    asked = record_of(CPU, [1], dtype="auto")
+    table = benchmark.table([asked], "arch02_bs96")
+    assert "Share of the matrix" not in table
+    assert "were it matrix products" not in table
+    both = benchmark.table([asked, record_of(GPU, [1])], "arch02_bs96")
+    assert row(both, "Share of the matrix") == ["-", "30 %"]
+
+
+def test_devices_that_were_measured_for_other_lengths_say_so():
+    longer = record_of(GPU, [1])
+    longer["entries"]["arch02_bs96"]["config"]["train"]["epochs"] = 30
+    table = benchmark.table([record_of(CPU, [1]), longer], "arch02_bs96")
+    assert row(table, "**All epochs**") == ["456 s, 15 epochs", "906 s, 30 epochs"]
+
+
+def test_a_start_on_an_accelerator_takes_in_an_epoch():
+    table = benchmark.table([record_of(GPU, [1])], "arch02_bs96")
+    assert row(table, "Process start to first step (on an accelerator: epoch)") == ["9 s"]
+
+
 def test_a_machine_without_tensorflow_says_so_for_the_stream():
     found = record_of("cpu", [1.0])
     found["entries"]["arch02_bs96"]["runs"][0]["stream"] = None

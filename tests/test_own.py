@@ -44,7 +44,6 @@ SAME = {  # files that must give exactly GREY
     "PGM": saved(grey(), "ppm"),
     "RGB": saved(grey().convert("RGB")),
     "RGBA": saved(grey().convert("RGBA")),
-    "half transparent": saved(Image.merge("LA", (grey(), grey(GREY[::-1].copy())))),
     "palette": saved(grey().convert("P")),
     "16-bit": saved(Image.fromarray(GREY.astype(np.uint16) * 257)),
     "CMYK": saved(Image.merge("CMYK", (*[Image.new("L", (48, 48))] * 3, grey(255 - GREY))), "tiff"),

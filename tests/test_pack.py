@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -7,11 +8,12 @@ from helpers import tiny_config
 
 import fer_jax
 from fer_jax import config as config_lib
-from fer_jax import train
+from fer_jax import seal, train
 from fer_jax.apps import cli
 from fer_jax.data import arrays, prepare
-from fer_jax.errors import RecordError, TrainingError
-from fer_jax.runs import record
+from fer_jax.errors import CheckpointError, RecordError, TrainingError
+from fer_jax.report import records
+from fer_jax.runs import checkpoint, record
 from fer_jax.study import plan
 from fer_jax.weights import card, store
 from fer_jax.weights.pack import pack
@@ -68,23 +70,132 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_card_says_what_it_is_of(run, tmp_path):
+def changed(run, folder, change):
+    """Makes a folder with the run's record, changed as if it had been written so."""
     found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    found["dataset"]["name"] = "fer2013"
-    record = found | {"calibration": {"error": 0.125, "temperature": 1.5, "error_scaled": 0.0625}}
-    metadata = {
+    del found[seal.KEY]
+    change(found)
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(seal.add(found)), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda found: [found[field].pop("test") for field in ("metrics", "predictions")],
+            "never opened test, on which a card says",
+        ),
+        (lambda found: found.update(members=[]), "is an ensemble .*; pack its members"),
+    ],
+)
+def test_a_run_without_test_or_weights_is_refused_in_a_line(run, tmp_path, capsys, change, said):
+    folder = changed(run, tmp_path / "run", change)
+    with pytest.raises(TrainingError, match=said):
+        pack(folder, tmp_path / "out")
+    assert cli.main(["pack", str(folder), f"--out={tmp_path / 'out'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_another_checkpoint_than_the_records_is_refused(run, tmp_path, monkeypatch):
+    load = checkpoint.load_variables
+
+    def negated(*arguments):
+        variables = load(*arguments)
+        variables["params"]["logits"] = jax.tree.map(lambda x: -x, variables["params"]["logits"])
+        return variables
+
+    monkeypatch.setattr(checkpoint, "load_variables", negated)
+    with pytest.raises(CheckpointError, match=r"not the one of its record: it gives \d+ of 21 im"):
+        pack(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_nothing_is_written_where_no_card_can_be(run, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise KeyError("recall")
+
+    monkeypatch.setattr(card, "text", fail)
+    with pytest.raises(KeyError):
+        pack(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def metadata(run):
+    """What a card of the run is made from; tests may change it."""
+    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    found["git"] = {"commit": "0123456789abcdef", "modified": False}
+    found["device"]["platform"] = "cpu"
+    return {
         "classes": list(fer_jax.CLASSES),
         "model": found["config"]["model"],
-        "record": record,
+        "record": found,
         "kernels": "float32",
         "sha256": "ab",
     }
-    text = card.text("net", metadata)
+
+
+NET = Path("anywhere", "net")
+
+
+def test_a_card_says_what_it_is_of(metadata):
+    found = metadata["record"]
+    found["dataset"]["name"] = "fer2013"
+    found["calibration"] = {"error": 0.125, "temperature": 1.5, "error_scaled": 0.0625}
+    text = card.text(NET, metadata)
+    assert text.startswith("# net\n")
     assert "test (PrivateTest)" in text
     assert "error on test: 0.125; with a temperature of 1.50, fitted on valid, 0.062." in text
     assert "search engine" in text
     found["dataset"]["name"] = "folder"
-    assert "search engine" not in card.text("net", metadata)
+    text = card.text(NET, metadata)
+    assert "search engine" not in text
+    assert "--config.data.source=PATH" in text
+
+
+def test_a_card_states_a_licence_of_shipped_weights_alone(metadata):
+    assert "licence" not in card.text(NET, metadata)
+    assert "repository's licence (MIT)" in card.text(card.SHIPPED / "net", metadata)
+
+
+def test_a_card_says_how_to_make_the_weights_again(metadata):
+    found = metadata["record"]
+    found |= {"experiment": "compact", "seed": 3}
+    found["config"] = config_lib.flatten(records.experiment_config("compact")) | {"seed": 3}
+    text = card.text(NET, metadata)
+    assert "launch.py --config=experiments/compact.py --config.seed=3\n" in text
+    assert "commit `0123456789ab`." in text
+    assert "to the same bits" in text
+    found["config"] |= {"train.epochs": 2, "train.devices": 1, "train.teachers": ["a", "b"]}
+    flags = """--config.train.epochs=2 '--config.train.teachers=("a", "b")' """
+    assert f"{flags}--config.train.devices=1 --config.seed=3\n" in card.text(NET, metadata)
+    found["git"]["modified"] = True
+    text = card.text(NET, metadata)
+    assert "commit `0123456789ab` with changes that are not in it." in text
+    assert "same bits" not in text
+
+
+def test_a_card_of_a_run_without_an_experiment_file_names_every_field(metadata):
+    found = metadata["record"]
+    found |= {"experiment": "no such", "seed": 0}
+    fields = config_lib.flatten(config_lib.get_config())
+    found["config"] = fields | {"experiment": "no such", "train.epochs": 2}
+    expected = "--config=fer_jax/config.py '--config.experiment=no such' --config.train.epochs=2 "
+    assert expected in card.text(NET, metadata)
+
+
+def test_shipped_cards_are_what_python_makes():
+    """`python -m fer_jax.weights.card` writes them."""
+    folders = [path for path in card.SHIPPED.iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        metadata = json.loads((folder / store.METADATA).read_text(encoding="utf-8"))
+        assert (folder / "README.md").read_text(encoding="utf-8") == card.text(folder, metadata)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import safetensors.numpy
 
 from fer_jax import config as config_lib
 from fer_jax import seal
+from fer_jax.apps.load import load, load_network
 from fer_jax.errors import WeightsError
 from fer_jax.labels import CLASSES, IMAGE_SHAPE
 from fer_jax.models import create_model, summary
@@ -78,6 +80,44 @@ def test_half_a_files_kernels_are_close_and_the_rest_is_exact(saved, tmp_path):
     for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(variables), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, rtol=0 if theirs.ndim == 1 else 2**-11)
+
+
+def test_a_fingerprint_is_of_the_weights_whatever_they_are_called(saved, tmp_path):
+    found = load(saved).fingerprint
+    assert found == store.sha256(_variables(_config()))[:8]
+    assert len(found) == 8
+    assert load(saved / store.ARRAYS).fingerprint == found
+    others = [store.as_stored(_variables(_config()), half=True), _variables(_config(), seed=1)]
+    for variables in others:
+        store.save(tmp_path / "other" / "net", variables, _config(), CLASSES)
+        assert load(tmp_path / "other" / "net").fingerprint == store.sha256(variables)[:8] != found
+    store.save(tmp_path / "half", _variables(_config()), _config(), CLASSES, half=True)
+    assert load(tmp_path / "half").fingerprint == store.sha256(others[0])[:8]
+
+
+def test_only_shipped_weights_have_a_licence(saved, monkeypatch):
+    assert "licence" not in load_network(saved).metadata
+    monkeypatch.setattr("fer_jax.apps.load._SHIPPED", (saved.parent.resolve(),))
+    for path in ("net", saved, saved / store.ARRAYS):
+        assert load_network(path).metadata["licence"] == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (["conv2d_1"], r"1 layers of kind conv2d \(conv2d_1\); expected 10, as fully_cnn has"),
+        (["separable_conv2d_1", "dense"], r"the layer dense; expected .* of mini_xception"),
+    ],
+)
+def test_a_damaged_keras_file_is_refused_as_the_network_that_it_is(tmp_path, layers, said):
+    path = tmp_path / "net.hdf5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = layers
+        for layer in layers:
+            file.create_group(layer).attrs["weight_names"] = ["kernel:0"]
+            file[layer]["kernel:0"] = np.zeros((3, 3, 1, 8), np.float32)
+    with pytest.raises(WeightsError, match=said):
+        load_network(path)
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):

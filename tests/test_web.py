@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -148,10 +149,61 @@ def test_other_file_from_the_registry_is_refused(tmp_path, monkeypatch):
         demo.environment.cache_folder.cache_clear()
 
 
+def test_download_that_breaks_off_is_said(tmp_path, monkeypatch):
+    class Dropping(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"a part")
+
+        def log_message(self, format, *args):
+            pass
+
+    monkeypatch.setattr(demo.environment, "cache_folder", lambda: None)
+    with serving(http.server.HTTPServer(("127.0.0.1", 0), Dropping)) as server:
+        monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(FerError, match=r"x\.tgz cannot be fetched \(IncompleteRead"):
+            demo.fetch_package("x.tgz", AXE_SHA512)
+
+
 def test_port_in_use_is_said(tmp_path):
     with serving(demo.create_server(tmp_path, 0)) as server:  # noqa: SIM117
         with pytest.raises(FerError, match=f"port {server.server_port} .*--port"):
             demo.create_server(tmp_path, server.server_port)
+
+
+def test_port_that_there_is_not_is_said_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(demo, "build", None)
+    with pytest.raises(FerError, match="there is no port 99999; name one from 0 to 65535"):
+        demo.serve(None, 99999)
+
+
+def test_page_is_served_while_a_browser_waits(monkeypatch):
+    servers, seen = [], []
+    create_server = demo.create_server
+
+    def create(*arguments):
+        servers.append(create_server(*arguments))
+        return servers[0]
+
+    def browse(address):  # as one in a terminal, which ends only when it is closed
+        with urllib.request.urlopen(address, timeout=5) as response:
+            seen.append(response.read())
+        servers[0].shutdown()
+
+    monkeypatch.setattr(demo, "create_server", create)
+    monkeypatch.setattr(demo.webbrowser, "open", browse)
+    monkeypatch.setattr(
+        demo, "build", lambda folder, *_, **__: (folder / "index.html").write_text("the page")
+    )
+    demo.serve(None, 0)
+    assert seen == [b"the page"]
+
+
+def test_licence_is_stated_of_shipped_networks_alone():
+    assert demo._licences(with_network=True).startswith(b"The page and the network\n===")
+    assert demo._licences(with_network=False).startswith(b"The page\n===")
 
 
 def test_server_serves_its_folder_and_nothing_else(tmp_path):
@@ -207,6 +259,7 @@ def test_folder_is_complete_compressed_and_small(root, tmp_path):
     assert about["classes"] == list(CLASSES)
     assert about["accuracy"]["value"] == METRICS["accuracy"]
     licences = (site / "licences.txt").read_text()
+    assert licences.startswith("The page\n")
     for owner in ("fer-jax", "Shenzhen Institute", "Microsoft Corporation", "Eigen"):
         assert owner in licences, owner
     weights = save(tmp_path / "small")
@@ -439,6 +492,79 @@ def test_photos_are_shown_and_what_is_none_gets_a_sentence(page, pictures):
         assert page.show(pictures / name).startswith(f"“{name}” is not a picture")
         assert page.cards == []
     assert page.show(pictures / "one.jpg").startswith("One face: ")
+
+
+# Drops a picture named `name`; one named `slow` is not decoded before `release()` is called.
+DROP = """
+    if (!self.release) {
+      const gate = new Promise((resolve) => (self.release = resolve));
+      const decode = self.createImageBitmap;
+      self.createImageBitmap = async (file, options) => {
+        if (file.name === 'slow') await gate;
+        return decode(file, options);
+      };
+    }
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+    transfer.items.add(new File([bytes], arguments[0], {type: 'image/png'}));
+    document.getElementById('said').textContent = '';
+    document.body.dispatchEvent(
+      new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));"""
+
+
+def encoded(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+@pytest.mark.slow
+@browser_test
+def test_picture_that_is_decoded_late_does_not_hide_the_one_after_it(address, pictures):
+    with browsing() as page:
+        page.open(address)
+        page.js(DROP, "slow", encoded(pictures / "group.png"))
+        page.js(DROP, "fast", encoded(pictures / "one.png"))
+        page.wait(lambda: page.said.startswith("One face: "))
+        view = "return document.getElementById('view').toDataURL()"
+        shown = page.js(view)
+        page.js("release()")
+        with pytest.raises(AssertionError, match="in vain"):
+            page.wait(lambda: not page.said.startswith("One face: "), 3)
+        assert page.js(view) == shown
+        assert len(page.cards) == 1
+
+
+@pytest.mark.slow
+@browser_test
+def test_camera_that_is_refused_late_does_not_hide_a_photo(address, pictures):
+    with browsing() as page:
+        page.open(address)
+        page.js("""navigator.mediaDevices.getUserMedia = () =>
+            new Promise((_, reject) => (self.refuse = () => reject(new Error('refused'))))""")
+        button = page.driver.find_element("id", "camera")
+        button.click()
+        assert page.show(pictures / "one.jpg").startswith("One face: ")
+        page.js("refuse()")
+        page.wait(button.is_enabled)
+        assert page.said.startswith("One face: ")
+        assert len(page.cards) == 1
+
+
+@pytest.mark.slow
+@browser_test
+def test_camera_that_is_turned_is_shown_whole(address):
+    with browsing() as page:
+        page.open(address)
+        page.js("""
+            const canvas = document.createElement('canvas');
+            self.turn = (width, height) => Object.assign(canvas, {width, height});
+            turn(640, 480);
+            setInterval(() => canvas.getContext('2d').fillRect(0, 0, 9, 9), 50);
+            navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(20);""")
+        page.driver.find_element("id", "camera").click()
+        size = "const {width, height} = document.getElementById('view'); return [width, height]"
+        page.wait(lambda: page.js(size) == [640, 480])
+        page.js("turn(480, 640)")
+        page.wait(lambda: page.js(size) == [480, 640], 20)
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ async function showFile(chosen) {
   file.value = ""; // so that the same one can be chosen again
   try {
     const picture = await readPicture(chosen, WIDEST);
+    if (mine !== shown) return;
     announce("Looking for faces …");
     drawPicture(view, picture.canvas);
     const { faces, ms } = await engine(picture.pixels);
@@ -109,16 +110,18 @@ async function showFile(chosen) {
 
 async function startCamera() {
   const mine = ++shown;
+  const failIfShown = (error) => mine === shown && fail(error.message);
   button.disabled = true;
   try {
     camera = await openCamera(video);
     if (mine !== shown) return stopCamera(); // a photo was chosen in the meantime
     announce("Looking for faces …");
-    camera.getVideoTracks()[0].onended = () => fail("The camera stopped sending pictures.");
+    camera.getVideoTracks()[0].onended = () =>
+      failIfShown(new Error("The camera stopped sending pictures."));
     button.textContent = "Stop camera";
-    watch(mine).catch((error) => fail(error.message));
+    watch(mine).catch(failIfShown);
   } catch (error) {
-    fail(error.message);
+    failIfShown(error);
   } finally {
     button.disabled = false;
   }
@@ -133,19 +136,20 @@ function stopCamera() {
 /** Shows the camera's frames, as fast as they are answered, until something else is shown. */
 async function watch(mine) {
   const frame = document.createElement("canvas");
-  [frame.width, frame.height] = [video.videoWidth, video.videoHeight];
   const context = frame.getContext("2d", { willReadFrequently: true });
   let [before, then, spoken] = [[], performance.now(), 0];
   while (camera && mine === shown) {
+    const { videoWidth: width, videoHeight: height } = video; // change when a phone is turned
+    if (frame.width !== width || frame.height !== height) Object.assign(frame, { width, height });
     context.drawImage(video, 0, 0);
-    const answer = await engine(context.getImageData(0, 0, frame.width, frame.height));
+    const answer = await engine(context.getImageData(0, 0, width, height));
     if (!camera || mine !== shown) return;
     const now = performance.now();
     const mirrored = answer.faces.reverse(); // so that they still count from the left
     const faces = smooth(mirrored, before, (now - then) / 1000);
     [before, then] = [faces, now];
     drawPicture(view, frame, true);
-    drawFaces(view, faces, network.classes, frame.width, true);
+    drawFaces(view, faces, network.classes, width, true);
     showFaces(faces, network.classes, answer.ms, true);
     if (now - spoken > 3000) {
       announce(sentence(faces)); // not so often that a screen reader never ends

@@ -1,5 +1,5 @@
 // From a picture to the network's input. The same steps in the same arithmetic as
-// fer_jax/apps/crop.py, which explains them; tests/web/crops.json holds both to the same values.
+// fer_jax/apps/crop.py, which explains them; tests/web/fixtures.json holds both to the same values.
 
 export const SIDE = 48; // pixels of the network's input
 const FACE_POINTS = [[15.1, 18.3], [32.9, 18.3], [24.0, 28.7], [16.7, 36.7], [31.3, 36.7]];

@@ -14,8 +14,11 @@ from typing import Any
 from fer_jax.errors import FerError
 
 _STATUS = """exit status: 0 if everything was read and holds a face; 1 if something could not be
-read, is damaged or holds no face (the others are done); 2 if nothing could be begun;
-130 after Ctrl-C. What --json or --csv holds already is not done again."""
+read or written, is damaged or holds no face (the others are done); 2 if nothing could be begun, or
+nothing more be written; 130 after Ctrl-C, with which a camera ends as it should, with 0 or 1; 141
+if what reads the output went away. What --json or --csv holds already is not done again: it gets no
+copy, and a video damaged in part counts the first time only. But with --no-detect, files without a
+face are done again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("fer_jax").setLevel(logging.INFO)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except FerError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Else Python writes the rest at its end, and fails once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -57,9 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="each picture is a face, cut out like FER2013's; others give their middle square",
     )
-    add("--out", type=Path, metavar="DIR", help="write annotated copies there")
-    add("--json", type=Path, metavar="FILE", help="write, or go on with, a table in JSON lines")
-    add("--csv", type=Path, metavar="FILE", help="the same as CSV")
+    add("--out", type=_file, metavar="DIR", help="write annotated copies there")
+    add("--json", type=_file, metavar="FILE", help="write, or go on with, a table in JSON lines")
+    add("--csv", type=_file, metavar="FILE", help="the same as CSV")
     add("--every", type=_number(1), default=1, metavar="N", help="look at every Nth frame only")
     add(
         "--smooth",
@@ -82,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("--weights", help="name of shipped weights, or their folder")
     add("--port", type=_number(0), default=8000, help="on this machine (default 8000; 0: any)")
-    add("--build", type=Path, metavar="DIR", help="write the page there, and serve nothing")
+    add("--build", type=_file, metavar="DIR", help="write the page there, and serve nothing")
     _add_score(commands)
     return parser
 
@@ -110,12 +119,15 @@ def _add_score(commands: Any) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="CSV, or Parquet where pyarrow is installed")
     add(
-        "--csv", type=Path, metavar="FILE", help="the competition's fer2013.csv, if images are rows"
+        "--csv",
+        type=_file,
+        metavar="FILE",
+        help="the competition's fer2013.csv, if images are rows",
     )
     add("--logits", action="store_true", help="the values are logits, whatever they look like")
     add("--partial", action="store_true", help="score a file that lacks images of a split")
-    add("--json", type=Path, metavar="FILE", help="write everything there")
-    add("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
+    add("--json", type=_file, metavar="FILE", help="write everything there")
+    add("--picture", type=_file, metavar="FILE", help="draw it, as .png, .pdf or .svg")
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -144,7 +156,7 @@ def _add_export(commands) -> None:
         default="float32",
         help="how ONNX stores them: float16 halves the size, int8 quarters it",
     )
-    add("--out", type=Path, metavar="FILE", help="default: the weights' name with .onnx or so")
+    add("--out", type=_file, metavar="FILE", help="default: the weights' name with .onnx or so")
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -155,7 +167,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.kernels != "float32" and options.format != "onnx":
         raise FerError(f"--kernels={options.kernels} is for --format=onnx")
     model, variables, name, metadata = load_network(options.weights)
-    metadata = {"source": name, "licence": "MIT"} | metadata
+    metadata = {"source": name} | metadata
     if options.format == "onnx":
         data = onnx.export(model, variables, metadata, options.kernels)
     else:
@@ -171,9 +183,9 @@ def _add_pack(commands: Any) -> None:
         "pack", help="turn a finished run into weights with a card, for others to use"
     )
     command.set_defaults(run=_pack)
-    command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
+    command.add_argument("run_folder", type=_file, metavar="RUN", help="the run's folder")
     command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="named as the weights shall be"
+        "--out", type=_file, required=True, metavar="DIR", help="named as the weights shall be"
     )
 
 
@@ -181,7 +193,7 @@ def _pack(options: argparse.Namespace) -> int:
     from fer_jax.weights.pack import pack
 
     _prepare_jax()
-    metadata = pack(options.run_folder.expanduser(), options.out.expanduser())
+    metadata = pack(options.run_folder, options.out)
     print(f"{options.out}: {metadata['parameters']:,} parameters, kernels as {metadata['kernels']}")
     return 0
 
@@ -197,7 +209,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     _prepare_jax()
     index, count = options.shard
-    files, root = run.find_files(options.paths, options.out)
+    files, root, unread = run.find_files(options.paths, options.out)
     if not files and options.camera is None:
         raise FerError(f"no picture or video in {', '.join(map(str, options.paths))}")
     predictor = load(options.weights)
@@ -206,8 +218,10 @@ def _predict(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         table = None
         if path:
-            table = stack.enter_context(Table(path, kind, predictor.classes, predictor.name))
-        return run.run(predictor, files[index::count], root, what, table, options.camera)
+            weights = f"{predictor.name}@{predictor.fingerprint}"
+            table = stack.enter_context(Table(path, kind, predictor.classes, weights))
+        mine = files[index::count]
+        return run.run(predictor, mine, root, what, table, options.camera, unread)
 
 
 def _prepare_jax() -> None:
@@ -224,6 +238,11 @@ def _prepare_jax() -> None:
     if kept is None and (folder := environment.cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _file(text: str) -> Path:
+    """Returns a path; shells leave the ~ of `--out=~/x` to the program."""
+    return Path(os.path.expanduser(text))
 
 
 def _number(least: int):

@@ -1,11 +1,12 @@
-"""From a picture to the network's input: the one way, of photographs, videos and arrays alike.
+"""From a face in a picture to the network's input: the one way, of photographs and videos alike.
+
+A picture that is a face already goes through `fer_jax.data.pictures.fit`, as training's do.
 
 Three steps, in this order, in float64 and without trigonometry, so that another language can repeat
 them to the same uint8 values:
 
 1. **Grey.** Luminance by ITU-R BT.601 in integers, as Pillow computes it: :func:`luminance`.
-2. **Square.** Which part of the picture, turned how far: :func:`face_square`, or the middle of a
-   picture that is a face already: :func:`centre_square`.
+2. **Square.** Which part of the picture, turned how far: :func:`face_square`.
 3. **Scale.** The square's 48x48 cells, each the mean of k x k points spread evenly over it, where k
    is the square's side over 48, rounded up; each point interpolated linearly between the four
    nearest pixel centres: :func:`sample`. Then rounded to uint8, halves up, as is what lies within

@@ -17,6 +17,7 @@ import base64
 import functools
 import gzip
 import hashlib
+import http.client
 import http.server
 import importlib.metadata
 import io
@@ -25,13 +26,14 @@ import logging
 import os
 import tarfile
 import tempfile
+import threading
 import urllib.request
 import webbrowser
 from pathlib import Path
 from typing import Any
 
 from fer_jax.apps import detect
-from fer_jax.apps.load import best_shipped, shipped
+from fer_jax.apps.load import best_shipped, is_shipped, shipped
 from fer_jax.errors import ExtraError, FerError
 from fer_jax.machine import environment
 from fer_jax.runs import workdir
@@ -80,7 +82,7 @@ def build(folder: Path, weights: str | Path | None = None, compress: bool = True
     model, variables, metadata = store.load(path)
     files["yunet.onnx"] = _detector()
     files["network.onnx"] = _export(model, variables, metadata)
-    files["licences.txt"] = _licences()
+    files["licences.txt"] = _licences(with_network=is_shipped(path))
     name = path.resolve().name if path.is_dir() else path.stem
     about = _describe(name, metadata) | {"bytes": sum(len(files[name]) for name in _LOADED)}
     files["network.json"] = json.dumps(about, indent=1).encode()
@@ -100,23 +102,30 @@ def serve(weights: str | Path | None, port: int, show: bool = True) -> None:
       show: open a browser.
 
     Raises:
-      FerError: if the port is in use; and what :func:`build` raises.
+      FerError: if the port cannot be used; and what :func:`build` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="fer_jax_demo_") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="fer_jax_demo_") as folder,
+        create_server(Path(folder), port) as server,
+    ):
         build(Path(folder), weights, compress=False)
-        with create_server(Path(folder), port) as server:
-            address = f"http://localhost:{server.server_port}/"
-            log.info("The page is at %s until Ctrl-C", address)
-            if show:
-                webbrowser.open(address)
-            server.serve_forever()
+        address = f"http://localhost:{server.server_port}/"
+        log.info("The page is at %s until Ctrl-C", address)
+        if show:  # a browser in the terminal ends only when it is closed
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        server.serve_forever()
 
 
 def create_server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
     """Returns a server of a folder's files, and nothing else, to this machine alone.
 
     It isolates the page, so that the networks may use several threads.
+
+    Raises:
+      FerError: if there is no such port, or it is in use.
     """
+    if not 0 <= port <= 65535:
+        raise FerError(f"there is no port {port}; name one from 0 to 65535 with --port=N")
     handler = functools.partial(_Handler, directory=str(folder))
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -254,7 +263,7 @@ def fetch_package(name: str, sha512: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=60) as response:
             data = response.read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise FerError(
             f"{address} cannot be fetched ({error}); it is needed once, and then no network. The "
             "environment variable npm_config_registry names another registry"
@@ -270,8 +279,12 @@ def _has_sha512(data: bytes, sha512: str) -> bool:
     return hashlib.sha512(data).digest() == base64.b64decode(sha512)
 
 
-def _licences() -> bytes:
-    """Returns the licences of all that the folder holds."""
+def _licences(with_network: bool) -> bytes:
+    """Returns the licences of all that the folder holds.
+
+    Args:
+      with_network: whether the network is under this project's, as shipped weights are.
+    """
     try:
         runtime = importlib.metadata.distribution("onnxruntime").files or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -279,7 +292,9 @@ def _licences() -> bytes:
     named = {Path(str(file)).name: Path(str(file.locate())) for file in runtime}
     ours = importlib.metadata.distribution("fer-jax").files or []
     parts = {
-        "The page and the network": next(f.locate() for f in ours if f.name == "LICENSE"),
+        f"The page{' and the network' * with_network}": next(
+            f.locate() for f in ours if f.name == "LICENSE"
+        ),
         "YuNet (yunet.onnx, with its input's size left open)": _PACKAGE
         / "apps"
         / "yunet"

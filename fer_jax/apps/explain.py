@@ -8,7 +8,7 @@ Not Grad-CAM: its map has the few cells of the last convolution (3x3 in Architec
 Architecture 03), depends on which layer is chosen, and needs gradients. Hiding asks the function
 that predicts, whatever is inside, in a unit with a meaning, and cannot fail to depend on the
 weights as some gradient maps do (Adebayo et al. 2018, *Sanity checks for saliency maps*). It costs
-169 predictions a face.
+170 predictions a face.
 """
 
 from collections.abc import Callable

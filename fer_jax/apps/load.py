@@ -19,6 +19,12 @@ def shipped() -> dict[str, Path]:
     return {f.name: f for f in sorted(folders, key=lambda f: f.name) if f.is_dir()}
 
 
+def is_shipped(path: Path) -> bool:
+    """Returns whether a folder of weights, or its file of arrays, comes with the package."""
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return folder.parent in _SHIPPED
+
+
 def best_shipped() -> Path:
     """Returns the folder of the shipped weights that are best on valid.
 
@@ -77,7 +83,7 @@ def load_network(weights: str | Path | None = None) -> Network:
 
     Returns:
       The network, never without trained weights. Where the weights come without metadata, it has
-      `classes` and `sha256` alone.
+      `classes` and `sha256` alone; that of shipped weights has their `licence` too.
 
     Raises:
       WeightsError: if there are no such weights, or they are damaged.
@@ -107,16 +113,10 @@ def load_network(weights: str | Path | None = None) -> Network:
 
 def _from_keras(path: Path) -> Network:
     from fer_jax.models import MODELS
-    from fer_jax.weights.keras import import_keras_hdf5
+    from fer_jax.weights import keras
 
-    try:
-        name, variables = "mini_xception", import_keras_hdf5(path, "mini_xception")
-    except WeightsError as error:
-        try:
-            name, variables = "fully_cnn", import_keras_hdf5(path, "fully_cnn")
-        except WeightsError:
-            raise error from None
-    return _bare(MODELS[name](), variables, path.stem)
+    network = keras.recognise(path)
+    return _bare(MODELS[network](), keras.import_keras_hdf5(path, network), path.stem)
 
 
 def _from_run(folder: Path) -> Network:
@@ -151,5 +151,7 @@ def _from_store(path: Path) -> Network:
     from fer_jax.weights import store
 
     model, variables, metadata = store.load(path)
+    if is_shipped(path):
+        metadata = metadata | {"licence": "MIT"}  # the repository's
     name = path.resolve().name if path.is_dir() else path.stem
     return Network(model, variables, name, metadata)

@@ -37,7 +37,7 @@ def export(
       model: from `create_model`; whatever its `dtype`, the file computes in float32.
       variables: as `model.apply` takes them.
       metadata: what travels inside the file, as `fer_jax.weights.store.load` returns it. Each entry
-        becomes a metadata property, JSON if it is not a string; `input` and `output` are replaced.
+        becomes a metadata property, JSON if it is not a string, as `trace.describe` changes them.
       kernels: one of `KERNELS`, how they are stored: float16 halves the file's size, int8 with a
         float32 scale for each output channel quarters it. It computes in float32 all the same.
 
@@ -57,8 +57,8 @@ def export(
     logits = _fold(graph, logits)
     if kernels != "float32":
         _store_kernels(graph, _as_int8 if kernels == "int8" else _as_float16)
-        metadata = metadata | {"kernels": kernels}
-    return _serialize(graph, logits, traced.out_avals[0].shape[1], metadata)
+    described = trace.describe(metadata, kernels)
+    return _serialize(graph, logits, traced.out_avals[0].shape[1], described)
 
 
 def _require() -> None:
@@ -571,7 +571,7 @@ def _as_int8(graph: _Graph, name: str, axis: int) -> tuple[str, list[str], dict[
     return "DequantizeLinear", [graph.constant(array) for array in inputs], {"axis": axis}
 
 
-def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any]) -> bytes:
+def _serialize(graph: _Graph, logits: str, classes: int, described: dict[str, Any]) -> bytes:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -600,8 +600,7 @@ def _serialize(graph: _Graph, logits: str, classes: int, metadata: dict[str, Any
         producer_name="fer-jax",
         producer_version=importlib.metadata.version("fer-jax"),
     )
-    described = trace.describe(metadata).items()
-    properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described}
+    properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

@@ -1,13 +1,14 @@
-"""Files to arrays: any picture that Pillow reads, upright and in RGB."""
+"""Files to arrays: pictures as people have them, upright and in RGB."""
 
-import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from fer_jax.data import pictures
 from fer_jax.errors import PictureError
 
 # What a folder is searched for; a file that is named is read whatever it is called.
@@ -20,18 +21,14 @@ SUFFIXES = frozenset(
 
 # Brands of ISO 14496-12 files that ISO 23008-12 (HEIF) defines for HEVC pictures.
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def decode(path: Path) -> np.ndarray:
-    """Reads a picture as a viewer would show it.
-
-    The orientation that its EXIF data tell is applied. Of an animation the first frame is taken.
-    What is transparent shows white; 16 bits a channel become the upper 8; CMYK and the like are
-    converted by Pillow, without colour profiles.
+    """Reads a picture as a viewer would show it, by the rule of :mod:`fer_jax.data.pictures`.
 
     Args:
-      path: a file, whatever the ending of its name.
+      path: a file of JPEG, PNG, BMP, WebP, GIF, TIFF or PNM, whatever the ending of its name; of
+        AVIF or HEIC, where Pillow has a decoder.
 
     Returns:
       `[height, width, 3]` uint8, RGB.
@@ -40,7 +37,7 @@ def decode(path: Path) -> np.ndarray:
       PictureError: if there is no such file, or it is no picture, is damaged, or has more pixels
         than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), as decompression bombs do.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike is_dir(), also of a name that is too long
         raise PictureError(f"{path} is a folder, not a picture")
     try:
         data = path.read_bytes()
@@ -54,15 +51,16 @@ def decode(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a metadata block that is cut, say
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return _to_rgb(_upright(image))
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                return np.asarray(pictures.to_8_bit(image).convert("RGB"))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"
         ) from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture of a format that Pillow reads") from error
+        raise PictureError(
+            f"{path} is not a picture of a format that is read here: {', '.join(_formats())}"
+        ) from error
     except Exception as error:  # a decoder of a damaged file raises almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PictureError(f"{path} is damaged or of an unusual kind: {reason}") from error
@@ -78,23 +76,7 @@ def _read_heic_too(path: Path) -> None:
     register_heif_opener()
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # damaged EXIF data tell no orientation
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # I;16 and its like; I holds the same from some formats
-        values = np.asarray(image).astype(np.int64)
-        if values.max(initial=0) > 255 or image.mode != "I":
-            values >>= 8
-        grey = np.clip(values, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+def _formats() -> list[str]:
+    """Returns the formats that are tried: none that would start a program."""
+    Image.init()  # registers them
+    return [name for name in (*pictures.FORMATS, "AVIF", "HEIF") if name in Image.OPEN]

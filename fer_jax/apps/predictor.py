@@ -10,6 +10,7 @@ import numpy as np
 
 from fer_jax.apps import crop, picture
 from fer_jax.apps.crop import Square
+from fer_jax.data import pictures
 from fer_jax.labels import CLASSES, SIDE
 
 # Images at a time, and where there are fewer; padded, so that few programs are compiled. Sizes at
@@ -77,12 +78,23 @@ class Predictor:
         self._variables = devices.put(variables, devices.replicated(mesh))
         self._programs: dict[int, Any] = {}  # by how many images they take
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The first 8 hexadecimal digits of the SHA-256 of the variables, as float32.
+
+        It tells weights apart by content, whatever they are called.
+        """
+        from fer_jax.weights import store
+
+        return store.sha256(self._variables)[:8]
+
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Predicts from pictures of one face each, such as FER2013's.
 
         Args:
           images: `[n, h, w]` grey or `[n, h, w, 3]` RGB, uint8, of any size. Of others than 48x48
-            the largest square in the middle is taken, and scaled.
+            the largest square in the middle is taken, and scaled, as
+            :func:`fer_jax.data.pictures.fit` does for training.
 
         Returns:
           Probabilities `[n, classes]` float32; of 48x48 grey images exactly the exponential of what
@@ -90,9 +102,14 @@ class Predictor:
           it goes through :mod:`fer_jax.apps.prepared`, and gives other last bits.
 
         Raises:
-          ValueError: for images of another shape or type.
+          ValueError: for images of another shape or type, or one RGB picture alone.
         """
         images = np.asarray(images)
+        if images.ndim == 3 and images.shape[-1] == 3:
+            raise ValueError(
+                f"images are {list(images.shape)}: one RGB picture? give [1, h, w, 3], or use "
+                "detect_and_predict"
+            )
         rgb = images.ndim == 4 and images.shape[-1] == 3
         if images.dtype != np.uint8 or not (rgb or images.ndim == 3):
             raise ValueError(
@@ -101,9 +118,8 @@ class Predictor:
             )
         grey = crop.luminance(images) if rgb else images
         if grey.shape[1:] != (SIDE, SIDE):
-            square = crop.centre_square(*grey.shape[1:])
-            grey = np.stack([crop.crop(image, square) for image in grey]) if len(grey) else grey
-            grey = grey.reshape(-1, SIDE, SIDE)
+            grey = np.array([pictures.fit(image) for image in grey], np.uint8)
+            grey = grey.reshape(-1, SIDE, SIDE)  # also where there is none
         found, start = [np.empty((0, len(self.classes)), np.float32)], 0
         for size in _batch_sizes(len(grey)):
             batch = grey[start : start + size, ..., None]
@@ -150,7 +166,8 @@ class Predictor:
 
         Args:
           sources: pictures or files.
-          detect: look for faces; otherwise the middle square of each picture is taken for one.
+          detect: look for faces; otherwise the middle square of each picture is taken for one, as
+            :func:`fer_jax.data.pictures.fit` does for training.
 
         Returns:
           The faces of each picture.
@@ -173,7 +190,7 @@ class Predictor:
             square = crop.centre_square(*grey.shape)
             half = square.side / 2
             box = np.array([square.x - half, square.y - half, square.side, square.side])
-            return [Face(box, None, None, square, crop.crop(grey, square), unknown)]
+            return [Face(box, None, None, square, pictures.fit(grey), unknown)]
         faces = []
         for found in self._detector(rgb):
             square = crop.face_square(found.box, found.points)

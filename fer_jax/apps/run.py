@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import io
+import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fer_jax import errors
 from fer_jax.apps import annotate, explain, picture, table, video
+from fer_jax.apps.annotate import CopyError
 from fer_jax.apps.predictor import Face, Predictor
-from fer_jax.apps.table import Row, Table
+from fer_jax.apps.table import Add, Table
 from fer_jax.errors import PictureError
 from fer_jax.runs.stop import StopRequest
 
@@ -21,8 +26,7 @@ CHUNK_PIXELS = 16_000_000  # of pictures whose faces share a batch; more than on
 CHUNK_PICTURES = 16
 
 _QUIET = None  # tqdm's way to show progress to terminals only
-
-type Add = Callable[[Sequence[Row]], None]
+_COPY = "_faces"  # how the name of an annotated copy ends, before .jpg, .mp4 or .avi
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Tally:
     with_faces: int = 0
     faceless: int = 0
     unread: int = 0
+    unwritten: int = 0
     damaged: int = 0
     skipped: int = 0
 
@@ -58,6 +63,7 @@ class Tally:
         """Returns a line for people."""
         parts = [f"{self.with_faces} with a face", f"{self.faceless} without a face"]
         parts += [f"{self.unread} could not be read"] * bool(self.unread)
+        parts += [f"{self.unwritten} could not be written"] * bool(self.unwritten)
         parts += [f"{self.damaged} damaged in part"] * bool(self.damaged)
         parts += [f"{self.skipped} in the table already"] * bool(self.skipped)
         return ", ".join(parts)
@@ -65,41 +71,56 @@ class Tally:
     @property
     def status(self) -> int:
         """The exit status: 0 if everything was read and has a face, else 1."""
-        return int(bool(self.faceless or self.unread or self.damaged))
+        return int(bool(self.faceless or self.unread or self.unwritten or self.damaged))
 
 
-def find_files(paths: Sequence[Path], out: Path | None) -> tuple[list[Path], Path]:
+def find_files(paths: Sequence[Path], out: Path | None) -> tuple[list[Path], Path, int]:
     """Lists the files to look at.
+
+    Folders that cannot be listed, and how many copies are left out, are named on standard error.
 
     Args:
       paths: files, which are taken whatever they are called; folders, in which every picture and
         video is taken, by the ending of its name and in alphabetical order. Hidden ones are not.
-      out: a folder that is left out.
+        Links to folders are followed, to each folder once.
+      out: the folder of annotated copies; those that lie in it are left out.
 
     Returns:
-      The files, each once, and the folder that all lie in.
+      The files, each once; the folder that all lie in; how many folders could not be listed.
     """
-    known = picture.SUFFIXES | video.SUFFIXES
-    skipped = out.resolve() if out else None
     found: dict[Path, None] = {}
+    unread: list[OSError] = []
     for path in paths:
-        if not path.is_dir():
-            found[path] = None
+        found |= dict.fromkeys(_files_in(path, unread) if os.path.isdir(path) else [path])
+    for error in unread:
+        _say(f"{error.filename} cannot be read: {errors.reason(error)}")
+    files = [path for path in found if not (out and _is_copy(path, out))]
+    if len(files) < len(found):
+        _say(f"{len(found) - len(files)} annotated copies in {out} are left out")
+    roots = {os.path.abspath(p if os.path.isdir(p) else p.parent) for p in paths}
+    return files, Path(os.path.commonpath(roots)) if roots else Path(), len(unread)
+
+
+def _files_in(top: Path, unread: list[OSError]) -> Iterator[Path]:
+    """Yields the pictures and videos in a folder; adds to `unread` what cannot be listed."""
+    known = picture.SUFFIXES | video.SUFFIXES
+    seen: set[Path] = set()
+    for folder, folders, names in os.walk(top, onerror=unread.append, followlinks=True):
+        here = Path(folder)
+        if here.resolve() in seen:  # a link leads back here
+            folders.clear()
             continue
-        for folder, folders, names in os.walk(path):
-            here = Path(folder)
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not name.startswith(".") and (here / name).resolve() != skipped
-            )
-            found |= dict.fromkeys(
-                here / name
-                for name in sorted(names)
-                if not name.startswith(".") and Path(name).suffix.lower() in known
-            )
-    roots = {str((p if p.is_dir() else p.parent).resolve()) for p in paths}
-    return list(found), Path(os.path.commonpath(roots)) if roots else Path()
+        seen.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in known:
+                yield here / name
+
+
+def _is_copy(path: Path, out: Path) -> bool:
+    """Says whether a file is an annotated copy, by its name and place."""
+    named = path.stem.endswith(_COPY) and path.suffix in (".jpg", *video.WRITTEN)
+    return named and path.parent.resolve().is_relative_to(out.resolve())
 
 
 def run(
@@ -109,45 +130,64 @@ def run(
     options: Options,
     rows: Table | None,
     camera: int | None = None,
+    unread: int = 0,
 ) -> int:
     """Looks at files, and then at a camera until it is interrupted.
 
-    What cannot be read is named on standard error, and the next one is done.
+    What cannot be read, or its copy not be written, is named on standard error, and the next one
+    is done.
 
     Args:
       predictor: what predicts.
       files: pictures and videos.
       root: a folder that they lie in; annotated copies lie in `options.out` likewise.
       options: what to do with each.
-      rows: table to go on with; None to print what is found.
+      rows: table to go on with; None to print what is found. What it holds is not done again; but
+        files without a face are, without detection, which takes each picture for one.
       camera: its index; None for none.
+      unread: how many folders could not be listed.
 
     Returns:
       The exit status: see :class:`Tally`.
 
     Raises:
-      FerError: if the table or a copy cannot be written, or the camera cannot be read.
+      FerError: if the table cannot be written, no copy can, or the camera cannot be read.
     """
-    tally = Tally()
-    wanted = []
-    for file in files:
-        if rows and table.name_of(file) in rows.done:
-            tally.skipped += 1
-            tally.faceless += table.name_of(file) in rows.faceless
-        else:
-            wanted.append(file)
-    with contextlib.suppress(BrokenPipeError):
-        work = _Work(predictor, root, options, rows, tally)
-        pictures = [f for f in wanted if f.suffix.lower() not in video.SUFFIXES]
-        work.look_at_pictures(pictures)
-        for file in wanted:
-            if file.suffix.lower() in video.SUFFIXES:
-                work.look_at_video(file)
-        if camera is not None:
-            work.look_at_video(camera)
-    if len(files) > 1:
-        _say(f"{len(files)} files: {tally}")
+    if options.out:
+        _check_writable(options.out)
+    tally = Tally(unread=unread)
+    wanted = _not_done(files, rows, options.detect, tally) if rows else files
+    if tally.skipped and options.out:
+        _say(f"{tally.skipped} of {len(files)} files are in the table already and get no copy")
+    work = _Work(predictor, root, options, rows, tally)
+    pictures = [f for f in wanted if f.suffix.lower() not in video.SUFFIXES]
+    work.look_at_pictures(pictures)
+    for file in wanted:
+        if file.suffix.lower() in video.SUFFIXES:
+            work.look_at_video(file)
+    if camera is not None:
+        work.look_at_video(camera)
+    if len(files) > 1 or tally.skipped:
+        _say(f"{len(files)} file{'s' * (len(files) > 1)}: {tally}")
     return tally.status
+
+
+def _not_done(files: Sequence[Path], rows: Table, detect: bool, tally: Tally) -> list[Path]:
+    """Returns which files the table lacks or has to forget; counts the others."""
+    wanted, again = [], set()
+    for file in files:
+        name = table.name_of(file)
+        faceless = name in rows.faceless
+        if name in rows.done and (detect or not faceless):
+            tally.skipped += 1
+            tally.faceless += faceless
+            continue
+        wanted.append(file)
+        if faceless:
+            again.add(name)
+    if again:
+        rows.forget(again)
+    return wanted
 
 
 class _Work:
@@ -186,13 +226,18 @@ class _Work:
 
     def _picture(self, file: Path, image: np.ndarray, faces: list[Face]) -> None:
         name = table.name_of(file)
-        with self._collect(name) as add:
-            self._count(name, bool(faces), image.shape[:2])
-            if target := self._target(file):
-                large, shown = annotate.enlarge(image, faces)
-                drawn = annotate.draw(self._explained(large, shown), shown, self._predictor.classes)
-                _save(drawn, target.with_name(target.name + ".jpg"))
-            add(table.rows_of(name, None, None, faces, *self._of()))
+        try:
+            with self._collect(name) as add:
+                add(None, None, faces)
+                if target := self._target(file):
+                    large, shown = annotate.enlarge(image, faces)
+                    labels = [face.probabilities for face in shown]
+                    drawn = self._draw(large, shown, labels, self._explain(shown, labels))
+                    _save(drawn, target.with_name(target.name + ".jpg"))
+        except CopyError as error:
+            self._unwritten(error)
+            return
+        self._count(name, bool(faces), image.shape[:2])
         if self._rows is None:
             for i, face in enumerate(faces):
                 _print(f"{name} face {i}: {_words(face.probabilities, self._predictor.classes)}")
@@ -207,17 +252,19 @@ class _Work:
         try:
             with video.Video(source) as frames, self._collect(name) as add:
                 self._frames(name, frames, self._target(source), add)
+        except CopyError as error:
+            self._unwritten(error)
         except PictureError as error:
             self._unread(error)
 
     def _look_at_camera(self, index: int) -> None:
-        name = f"camera{index}"
+        name = table.name_of_camera(index)
 
-        def add(rows: Sequence[Row]) -> None:  # written at once: there is no end to wait for
-            with self._collect(name) as add_some:
-                add_some(rows)
+        def add(frame: int | None, time_s: float | None, faces: Sequence[Face]) -> None:
+            with self._collect(name) as add_some:  # written at once: there is no end to wait for
+                add_some(frame, time_s, faces)
 
-        stem = self._options.out / name if self._options.out else None
+        stem = _free_stem(self._options.out, name) if self._options.out else None
         with StopRequest() as stop, video.Video(index) as frames:
             self._frames(name, frames, stem, add, lambda: stop.signum is not None)
         if stop.signum is None:
@@ -236,7 +283,7 @@ class _Work:
         smooth = video.Smoother(self._options.smooth_s)
         looked = with_faces = 0
         sums = np.zeros(len(classes))  # of each frame's first face
-        shown: tuple[list[Face], list[np.ndarray]] = ([], [])
+        shown: tuple[list[Face], list[np.ndarray], list[np.ndarray]] = ([], [], [])
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(
                 tqdm(total=frames.count, unit=" frames", desc=name, disable=_QUIET)
@@ -249,12 +296,13 @@ class _Work:
                     if faces:
                         with_faces += 1
                         sums += probabilities[0]
-                    add(table.rows_of(name, frame.index, frame.time_s, faces, *self._of()))
-                    boxes = [face.box for face in faces]
-                    shown = faces, smooth(frame.time_s, boxes, probabilities)
+                    add(frame.index, frame.time_s, faces)
+                    if writer:
+                        labels = smooth(frame.time_s, [face.box for face in faces], probabilities)
+                        shown = faces, labels, self._explain(faces, labels)
                 if writer and frame.picture is not None:
-                    image = self._explained(frame.picture, shown[0])
-                    writer.write(annotate.draw(image, shown[0], classes, shown[1]))
+                    time_s = frame.time_s if frames.camera else None
+                    writer.write(self._draw(frame.picture, *shown), time_s)
                 progress.update()
         self._count(name, with_faces > 0, None)
         if frames.lost:
@@ -272,7 +320,7 @@ class _Work:
         """Yields every frame with its faces; with None where it is not one to look at."""
         every = self._options.every
         items = frames.frames(every, decode_all, stopped)
-        most = CHUNK_PICTURES if frames.count else 1  # a camera's are shown as they come
+        most = 1 if frames.camera else CHUNK_PICTURES  # a camera's are shown as they come
         for chunk in _chunks(items, lambda frame: frame.picture, most):
             wanted = [f.picture for f in chunk if f.index % every == 0 and f.picture is not None]
             found = iter(self._predictor.predict_pictures(wanted, self._options.detect))
@@ -281,13 +329,10 @@ class _Work:
 
     # Both
 
-    def _of(self) -> tuple[Sequence[str], str]:
-        return self._predictor.classes, self._predictor.name
-
     @contextlib.contextmanager
     def _collect(self, name: str) -> Iterator[Add]:
         if self._rows is None:
-            yield lambda rows: None
+            yield lambda frame, time_s, faces: None
         else:
             with self._rows.collect(name) as add:
                 yield add
@@ -296,13 +341,31 @@ class _Work:
         """Returns where an annotated copy goes, without its ending; None for nowhere."""
         if self._options.out is None:
             return None
-        inside = file.resolve().relative_to(self._root)
-        return self._options.out / inside.with_name(inside.name + "_faces")
+        inside = Path(os.path.abspath(file)).relative_to(os.path.abspath(self._root))
+        return self._options.out / inside.with_name(inside.name + _COPY)
 
-    def _explained(self, image: np.ndarray, faces: list[Face]) -> np.ndarray:
-        for face in faces if self._options.explain else ():
-            image = explain.overlay(image, face, self._predictor.explain(face))
-        return image
+    def _explain(self, faces: list[Face], probabilities: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns `[48, 48]` of each face, what its label rests on; nothing if none is wanted."""
+        if not self._options.explain:
+            return []
+
+        def heat(face: Face, label: int) -> np.ndarray:
+            # Of this one class, which smoothing may have made another than the frame's own.
+            predict = self._predictor.predict
+            return explain.saliency(lambda images: predict(images)[:, [label]], face.image)
+
+        return [heat(face, int(np.argmax(p))) for face, p in zip(faces, probabilities, strict=True)]
+
+    def _draw(
+        self,
+        image: np.ndarray,
+        faces: list[Face],
+        probabilities: list[np.ndarray],
+        heats: list[np.ndarray],
+    ) -> np.ndarray:
+        for face, heat in zip(faces, heats, strict=False):  # none without --explain
+            image = explain.overlay(image, face, heat)
+        return annotate.draw(image, faces, self._predictor.classes, probabilities)
 
     def _count(self, name: str, found: bool, size: tuple[int, int] | None) -> None:
         if found:
@@ -316,6 +379,10 @@ class _Work:
 
     def _unread(self, error: PictureError) -> None:
         self._tally.unread += 1
+        _say(str(error))
+
+    def _unwritten(self, error: CopyError) -> None:
+        self._tally.unwritten += 1
         _say(str(error))
 
 
@@ -339,16 +406,35 @@ def _chunks[T](
         yield chunk
 
 
+def _check_writable(out: Path) -> None:
+    """Raises if nothing can be written in a folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise annotate.unwritable(out, error) from error
+
+
+def _free_stem(out: Path, name: str) -> Path:
+    """Returns a path without its ending that no recording has yet."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    stems = (str(out / f"{name}{_COPY}") for name in names)
+    return Path(next(s for s in stems if not any(os.path.exists(s + e) for e in video.WRITTEN)))
+
+
 def _save(image: np.ndarray, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(part, "JPEG", quality=92)
+        data = io.BytesIO()  # Pillow does not notice that a full disk took a part only
+        Image.fromarray(image).save(data, "JPEG", quality=92)
+        part.write_bytes(data.getbuffer())
         part.replace(path)
     except OSError as error:
-        reason = error.strerror or error
-        part.unlink(missing_ok=True)
-        raise PictureError(f"cannot write {path}: {reason}; see --out=DIR") from error
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise annotate.unwritable(path, error) from error
 
 
 def _words(probabilities: np.ndarray, classes: Sequence[str]) -> str:
@@ -357,7 +443,8 @@ def _words(probabilities: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _print(line: str) -> None:
-    tqdm.write(line, file=sys.stdout)
+    encoding = sys.stdout.encoding or "utf-8"  # a file's name need not be text
+    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 def _say(line: str) -> None:

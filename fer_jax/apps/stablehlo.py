@@ -27,8 +27,8 @@ def export(model: nn.Module, variables: Any, metadata: dict[str, Any]) -> bytes:
     Args:
       model: from `create_model`; whatever its `dtype`, the program computes in float32.
       variables: as `model.apply` takes them.
-      metadata: what travels with it, as `fer_jax.weights.store.load` returns it; `input` and
-        `output` are replaced.
+      metadata: what travels with it, as `fer_jax.weights.store.load` returns it and
+        `trace.describe` changes it.
 
     Returns:
       The archive.

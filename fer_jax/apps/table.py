@@ -12,22 +12,24 @@ Column             Content
 `score`            how sure the detector is, 0.7 to 1; none of `--no-detect`
 `probabilities`    the seven classes' probabilities, which add up to 1, by name in the order of the
                    labels; in CSV `probability_Anger` and so on. Never smoothed
-`weights`          name of the weights that they come from
+`weights`          name of the weights that they come from, `@` and how their SHA-256 begins
 =================  ==============================================================================
 
 A picture, or a processed frame, without a face has one row, in which the fields of a face are none:
 null in JSON lines, empty in CSV. Numbers are the shortest that give the same float32.
 
 A file's rows are written together when it is done, so a file that the table has is complete; but
-for the last one if the table's last byte is no newline, which is then taken out and done again.
+for the last one if the table's last byte is no newline, which is then taken out and done again. A
+camera's are written frame by frame; of these only the unfinished line is taken out.
 """
 
 import contextlib
 import csv
 import io
 import json
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,11 +42,13 @@ _FIELDS = ("file", "frame", "time_s", "face", "box", "score", "probabilities", "
 _BOX = ("left", "top", "width", "height")
 _CHUNK = 1 << 20  # bytes
 _MEMORY = 1 << 22  # bytes of a file's rows; more go to the disk
+_CAMERA = re.compile(r"camera\d+")
 
 type Row = dict[str, Any]
+type Add = Callable[[int | None, float | None, Sequence[Face]], None]
 
 
-def rows_of(
+def _rows_of(
     file: str,
     frame: int | None,
     time_s: float | None,
@@ -84,7 +88,7 @@ class Table:
           path: its file.
           kind: `json` (JSON lines) or `csv`.
           classes: names of the classes, in the order of the labels.
-          weights: name of the weights that predict.
+          weights: the weights that predict, as each row names them.
 
         Raises:
           RecordError: if the file is no such table, is of other weights, or cannot be written.
@@ -112,12 +116,20 @@ class Table:
         return self
 
     def __exit__(self, *_) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file.
+
+        Raises:
+          RecordError: if what was not written yet cannot be.
+        """
+        with self._explained():
+            self._file.close()
 
     @contextlib.contextmanager
-    def collect(self, file: str) -> Iterator[Callable[[Sequence[Row]], None]]:
-        """Gives a function that takes rows of a file; they are written when the block ends well.
+    def collect(self, file: str) -> Iterator[Add]:
+        """Gives a function that takes what was found in a file.
+
+        It takes frame, time in seconds, both None of a picture, and the faces there. The rows are
+        written when the block ends well.
 
         Args:
           file: its name, as in the rows.
@@ -125,21 +137,54 @@ class Table:
         Raises:
           RecordError: if they cannot be written.
         """
-        with tempfile.SpooledTemporaryFile(_MEMORY) as spool:
-            found = False
+        spool = tempfile.SpooledTemporaryFile(_MEMORY)  # noqa: SIM115, closing it may fail
+        found = False
 
-            def add(rows: Sequence[Row]) -> None:
-                nonlocal found
-                found = found or any(row["face"] is not None for row in rows)
-                text = "".join(map(self._format, rows))
-                with self._explained():
-                    spool.write(text.encode("utf-8", "surrogateescape"))
+        def add(frame: int | None, time_s: float | None, faces: Sequence[Face]) -> None:
+            nonlocal found
+            found = found or bool(faces)
+            rows = _rows_of(file, frame, time_s, faces, self._classes, self._weights)
+            text = "".join(map(self._format, rows))
+            with self._explained():
+                spool.write(text.encode("utf-8", "surrogateescape"))
 
+        try:
             yield add
             with self._explained():
                 spool.seek(0)
                 self._append(spool)
             self._note(file, found)
+        finally:
+            with self._explained():
+                spool.close()
+
+    def forget(self, files: Collection[str]) -> None:
+        """Takes out the rows of files, which are then not done.
+
+        Args:
+          files: their names, as in the rows.
+
+        Raises:
+          RecordError: if the table cannot be written anew; it is then as it was.
+        """
+        path = self._path.resolve()  # of a link, the file that it leads to is replaced
+        part = path.with_name(f".{path.name}.part")
+        with self._explained():
+            try:
+                with part.open("wb") as kept:
+                    self._file.seek(0)
+                    for number, line in enumerate(self._file, 1):
+                        header = self._kind == "csv" and number == 1
+                        if header or self._parse(line, number)[0] not in files:
+                            kept.write(line)
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            self._file.close()
+            self._file = path.open("a+b")
+        self.done -= set(files)
+        self.faceless -= set(files)
 
     def _append(self, spool: IO[bytes]) -> None:
         """Writes so that only the very last write can leave a newline at the table's end."""
@@ -173,12 +218,15 @@ class Table:
             if not line.endswith(b"\n"):
                 break
             if number > 1 or self._kind == "json":
-                file, face = self._parse(line, number)
-                if file != current:
-                    start, current = position, file
-                self.done.add(file)
-                if face:
-                    with_faces.add(file)
+                file, face, camera = self._parse(line, number)
+                if camera:  # its rows have no end to wait for: each is complete
+                    start, current = position + len(line), None
+                else:
+                    if file != current:
+                        start, current = position, file
+                    self.done.add(file)
+                    if face:
+                        with_faces.add(file)
             elif line.decode("utf-8", "replace") != _csv_line(self._columns):
                 raise self._foreign(number)
             else:
@@ -193,8 +241,8 @@ class Table:
             self._file.write(_csv_line(self._columns).encode())
             self._file.flush()
 
-    def _parse(self, line: bytes, number: int) -> tuple[str, bool]:
-        """Returns the file of a row and whether it has a face."""
+    def _parse(self, line: bytes, number: int) -> tuple[str, bool, bool]:
+        """Returns the file of a row, whether it has a face, and whether it is a camera's."""
         text = line.decode("utf-8", "surrogateescape")
         try:
             if self._kind == "json":
@@ -202,11 +250,13 @@ class Table:
                 known = tuple(row) == _FIELDS
                 if row["probabilities"] is not None:
                     known = known and tuple(row["probabilities"]) == self._classes
-                file, face, weights = row["file"], row["face"], row["weights"]
+                file, frame, face, weights = (
+                    row[name] for name in ("file", "frame", "face", "weights")
+                )
             else:
                 values = next(csv.reader([text]))
                 known = len(values) == len(self._columns)
-                file, face, weights = values[0], values[3], values[-1]
+                file, frame, face, weights = values[0], values[1], values[3], values[-1]
         except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
             raise self._foreign(number) from None
         if not known:
@@ -216,7 +266,8 @@ class Table:
                 f"{self._path} was made with the weights {weights!r}, these are "
                 f"{self._weights!r}; write to another file"
             )
-        return file, face not in (None, "")
+        camera = frame not in (None, "") and _CAMERA.fullmatch(file)
+        return file, face not in (None, ""), bool(camera)
 
     def _check_is_torn(self, line: bytes, number: int) -> None:
         """Raises if the unfinished last line is not the beginning of a row."""
@@ -245,6 +296,11 @@ class Table:
 def name_of(path: Path) -> str:
     """Returns a file's name in the table: its path, on one line."""
     return str(path).replace("\n", "\\n").replace("\r", "\\r")
+
+
+def name_of_camera(index: int) -> str:
+    """Returns a camera's name in the table."""
+    return f"camera{index}"
 
 
 def _csv_line(values: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jax import export
 
+from fer_jax import seal
 from fer_jax.errors import WeightsError
 from fer_jax.labels import SIDE
 from fer_jax.steps import to_float
@@ -53,9 +54,20 @@ def forward(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> A
     return plain
 
 
-def describe(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Returns a network's metadata with what an exported file takes and returns."""
-    return metadata | {
+def describe(metadata: dict[str, Any], kernels: str = "float32") -> dict[str, Any]:
+    """Returns what an exported file says of itself.
+
+    Args:
+      metadata: of the weights, as `fer_jax.weights.store.load` returns it.
+      kernels: how the file stores them.
+
+    Returns:
+      The metadata with `input`, `output` and `kernels` of the file, and without what is true of the
+      weights' own file alone.
+    """
+    kept = {k: v for k, v in metadata.items() if k not in ("format", "preprocessing", seal.KEY)}
+    return kept | {
+        "kernels": kernels,
         "input": f"{INPUT}: uint8 [n, {SIDE}, {SIDE}], grey faces, any number n; scaled inside",
         "output": f"{OUTPUTS[0]}: float32 [n, classes], the softmax of {OUTPUTS[1]}; "
         f"{OUTPUTS[1]}: float32 [n, classes]",

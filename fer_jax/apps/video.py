@@ -1,7 +1,11 @@
 """Videos and cameras: frames in, upright and with their times; annotated frames out."""
 
+import contextlib
 import dataclasses
+import errno
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.apps import opencv
+from fer_jax.apps import annotate, opencv
+from fer_jax.apps.annotate import CopyError
 from fer_jax.errors import PictureError
 
 SUFFIXES = frozenset(
     (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 )
+WRITTEN = (".mp4", ".avi")  # the endings that Writer gives
 
 FALLBACK_RATE = 25.0  # frames per second, where neither header nor time stamps say
 _RATES = (1 / 60, 240.0)  # frames per second that are believed
+_FULL = 1 << 20  # bytes; a disk with fewer free has cut a video short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Video:
 
     Attributes:
       name: of the file or the camera.
+      camera: whether it is one.
       rate: frames per second, of the header or, where that cannot be, of the first time stamps.
       count: frames that the header announces; None if it does not, or of a camera.
       read: frames that have been reached so far.
@@ -53,15 +61,15 @@ class Video:
           PictureError: if there is no such file or camera, or it is no video.
         """
         self._cv2: Any = opencv.load()
-        self._camera = isinstance(source, int)
+        self.camera = isinstance(source, int)
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
         self._capture = self._open(source)
         self.read = self._damaged = 0
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if not self._camera and 0 < count < 2**31 else None
+        self.count = int(count) if not self.camera and 0 < count < 2**31 else None
         self.rate = self._capture.get(self._cv2.CAP_PROP_FPS)
         if not _is_rate(self.rate):
-            self.rate = FALLBACK_RATE if self._camera else self._measure_rate(source)
+            self.rate = FALLBACK_RATE if self.camera else self._measure_rate(source)
 
     def _open(self, source: Path | int) -> Any:
         cv2 = self._cv2
@@ -73,8 +81,8 @@ class Video:
                     "program use it (Linux: group `video`; macOS and Windows: privacy settings)?"
                 )
             return capture
-        if not source.is_file():
-            what = "is a folder" if source.is_dir() else "does not exist"
+        if not os.path.isfile(source):
+            what = "is a folder" if os.path.isdir(source) else "does not exist or cannot be read"
             raise PictureError(f"{source} {what}")
         capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
         if not capture.isOpened():
@@ -125,7 +133,7 @@ class Video:
             now = time.monotonic()
             start = now if start is None else start
             time_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
-            if self._camera:
+            if self.camera:
                 time_s = now - start
             elif last is not None and not time_s > last:
                 time_s = last + 1 / self.rate
@@ -139,7 +147,7 @@ class Video:
                     continue
                 picture = _to_rgb(bgr)
             yield Frame(index, round(time_s, 4), picture)
-        if not self._camera and not self.read:
+        if not self.camera and not self.read:
             raise PictureError(f"{self.name} holds no frame that can be decoded")
 
     @property
@@ -161,7 +169,7 @@ def _to_rgb(frame: np.ndarray) -> np.ndarray:
 
 
 class Writer:
-    """Writes a video of the size and rate of its input; a context manager.
+    """Writes a video of the size, rate and duration of its input; a context manager.
 
     MPEG-4 in `.mp4`; where a side is odd, which that and most formats do not allow, Motion JPEG in
     `.avi`. The file appears under its name when the context is left without an error.
@@ -178,33 +186,50 @@ class Writer:
         self._stem, self._rate = stem, rate
         self._writer: Any = None
         self._path = self._part = stem
+        self._last: np.ndarray | None = None
         self._written = 0
 
-    def write(self, picture: np.ndarray) -> None:
-        """Appends a frame, `[height, width, 3]` uint8, RGB.
+    def write(self, picture: np.ndarray, time_s: float | None = None) -> None:
+        """Appends a frame.
+
+        Args:
+          picture: `[height, width, 3]` uint8, RGB.
+          time_s: seconds since the first frame. The frame before is repeated until then, and this
+            one left out if it comes early, so that what was filmed plays as fast as it happened.
+            None appends it once.
 
         Raises:
-          PictureError: if the file cannot be opened.
+          CopyError: if the file cannot be opened.
+          FerError: if the disk is full.
         """
-        writer = self._writer or self._open(picture.shape[1], picture.shape[0])
-        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        bgr = np.ascontiguousarray(picture[..., ::-1])
+        due = self._written if time_s is None else time_s * self._rate  # frames before this one
+        while self._last is not None and self._written <= due - 1:
+            self._append(self._last)
+        if self._written < due + 1:  # as cameras are not even, less than one frame is no matter
+            self._append(bgr)
+        self._last = bgr
+
+    def _append(self, bgr: np.ndarray) -> None:
+        writer = self._writer or self._open(bgr.shape[1], bgr.shape[0])
+        writer.write(bgr)
         self._written += 1
 
     def _open(self, width: int, height: int) -> Any:
         cv2 = self._cv2
         odd = width % 2 or height % 2
-        suffix, codec = (".avi", "MJPG") if odd else (".mp4", "mp4v")
+        suffix, codec = (WRITTEN[1], "MJPG") if odd else (WRITTEN[0], "mp4v")
         backend = cv2.CAP_OPENCV_MJPEG if odd else cv2.CAP_FFMPEG
         self._path = self._stem.with_name(self._stem.name + suffix)
         self._part = self._stem.with_name(f".{self._stem.name}.part{suffix}")
         try:
             self._stem.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PictureError(f"cannot write in {self._stem.parent}: {error.strerror}") from error
+            raise annotate.unwritable(self._path, error) from error
         code = cv2.VideoWriter.fourcc(*codec)
         self._writer = cv2.VideoWriter(str(self._part), backend, code, self._rate, (width, height))
         if not self._writer.isOpened():
-            raise PictureError(
+            raise CopyError(
                 f"cannot write {self._path} with {width}x{height} pixels and {self._rate:g} frames "
                 "per second; is its folder writable? Name another with --out=DIR"
             )
@@ -215,16 +240,30 @@ class Writer:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        """Completes the file, or removes it after an error."""
+        """Completes the file, or removes it after an error.
+
+        Raises:
+          CopyError: if it could not be written whole.
+          FerError: if the disk is full.
+        """
         if self._writer is None:
             return
         self._writer.release()
-        if kind is None and self._frames() == self._written:
-            self._part.replace(self._path)
-            return
-        self._part.unlink(missing_ok=True)
-        if kind is None:
-            raise PictureError(f"{self._path} could not be written whole; is the disk full?")
+        try:
+            if kind is None:
+                self._complete()
+        except OSError as error:
+            raise annotate.unwritable(self._path, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    def _complete(self) -> None:
+        if self._frames() != self._written:
+            if shutil.disk_usage(self._part.parent).free < _FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise CopyError(f"{self._path} cannot be written whole; do its frames differ in size?")
+        self._part.replace(self._path)
 
     def _frames(self) -> int:
         capture = self._cv2.VideoCapture(str(self._part), self._cv2.CAP_FFMPEG)

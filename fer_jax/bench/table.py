@@ -23,6 +23,7 @@ from fer_jax.data.sources import COUNTS
 from fer_jax.errors import BenchmarkError
 from fer_jax.report import markdown
 from fer_jax.report.paper import PAPER
+from fer_jax.report.records import MISSING, NOT_MEASURED
 from fer_jax.runs import record as record_lib
 from fer_jax.runs import workdir as wd
 from fer_jax.study.plan import ROOT
@@ -32,8 +33,6 @@ RESULTS = ROOT / "results"
 BUDGET_S = 8.0  # of timed steps for each pipeline of a process
 DATA = "random uint8 images, as many in each split as FER2013 has"
 _FIELDS = ("environment", "config", "counts", "forward_flops_per_image", "measured")
-NOT_MEASURED = "not measured yet"
-_UNKNOWN = "-"
 
 
 def run(
@@ -174,27 +173,35 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
     if not columns:
         return f"`{experiment}`: {NOT_MEASURED}."
     baseline = next((entry for device, entry in columns if device["platform"] == "cpu"), None)
-    epochs = columns[0][1]["config"]["train"]["epochs"]
+    lengths = {entry["config"]["train"]["epochs"] for _, entry in columns}
+    alike = len(lengths) == 1
+    epochs = f"{min(lengths)} epochs" if alike else "All epochs"
     rows = [
         ("**One epoch**", _epoch),
-        (f"**{epochs} epochs**, each with validation", _all_epochs),
+        (f"**{epochs}**, each with validation", lambda e: _all_epochs(e, not alike)),
         ("Speed against the CPU", lambda entry: _ratio(entry, baseline)),
         ("Training, data on the device", _rate("resident")),
         ("Training, through `tf.data`", _rate("stream")),
         ("Step, median (quartiles)", _step),
         ("Evaluation", lambda e: _spread(e, lambda r: r["evaluate"]["images_per_s"], " images/s")),
         ("Compilation", lambda e: _spread(e, lambda r: r["resident"]["compile_s"], " s")),
-        ("Process start to first step", lambda e: _spread(e, _startup, " s")),
+        (
+            "Process start to first step (on an accelerator: epoch)",
+            lambda e: _spread(e, _startup, " s"),
+        ),
         ("Peak memory", lambda e: _spread(e, lambda r: r["peak_memory_mib"], " MiB")),
         ("Matrix products, float32", _matmul("float32")),
         ("Matrix products, bfloat16", _matmul("bfloat16")),
         ("Memory, read and written", _bandwidth),
         ("Share of the matrix-product rate", lambda e: _spread(e, lambda r: _share(e, r), " %")),
         ("Epoch, were it matrix products", lambda e: _spread(e, lambda r: _by_flops(e, r), " s")),
-        ("Epoch, were it reading and writing", _by_bytes),
+        (
+            "Epoch, were it reading and writing",
+            lambda e: _spread(e, lambda r: _by_bytes(e, r), " s"),
+        ),
     ]
     cells = [[title, *(cell(entry) for _, entry in columns)] for title, cell in rows]
-    cells = [row for row in cells if set(row[1:]) != {_UNKNOWN}]
+    cells = [row for row in cells if set(row[1:]) != {MISSING}]
     header = [f"`{experiment}`", *(record_lib.device_name(device) for device, _ in columns)]
     shown = markdown.table(header, cells, text=range(len(header)))
     if experiment in PAPER:
@@ -203,8 +210,11 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
     return shown
 
 
-def _spread(entry: dict[str, Any], value: Callable[[dict], float], unit: str) -> str:
-    return _format([value(r) for r in entry["runs"]], unit)
+def _spread(entry: dict[str, Any], value: Callable[[dict], float | None], unit: str) -> str:
+    """Formats a quantity of all runs; `MISSING` if it cannot be told of one of them."""
+    values = [value(r) for r in entry["runs"]]
+    known = [x for x in values if x is not None]
+    return _format(known, unit) if len(known) == len(values) else MISSING
 
 
 def _format(values: list[float], unit: str) -> str:
@@ -225,19 +235,19 @@ def _epoch(entry: dict[str, Any]) -> str:
     return _spread(entry, lambda r: r["resident"]["epoch_s"], " s")
 
 
-def _all_epochs(entry: dict[str, Any]) -> str:
+def _all_epochs(entry: dict[str, Any], with_number: bool) -> str:
     epochs = entry["config"]["train"]["epochs"]
 
     def total(r: dict[str, Any]) -> float:
         compile_s = r["resident"]["compile_s"] + r["evaluate"]["compile_s"]
         return compile_s + epochs * (r["resident"]["epoch_s"] + r["evaluate"]["valid_s"])
 
-    return _spread(entry, total, " s")
+    return _spread(entry, total, " s") + f", {epochs} epochs" * with_number
 
 
 def _ratio(entry: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     if baseline is None or entry is baseline:
-        return "1" if baseline else _UNKNOWN
+        return "1" if baseline else MISSING
     speeds = [[r["resident"]["images_per_s"] for r in e["runs"]] for e in (entry, baseline)]
     return _format([ours / theirs for ours, theirs in itertools.product(*speeds)], "")
 
@@ -270,24 +280,28 @@ def _bandwidth(entry: dict[str, Any]) -> str:
     return _spread(entry, lambda r: r["memory_bytes_per_s"] / 1e9, " GB/s")
 
 
-def _share(entry: dict[str, Any], r: dict[str, Any]) -> float:
-    """Percent of the matrix-product rate; backward costs twice the forward pass."""
+def _share(entry: dict[str, Any], r: dict[str, Any]) -> float | None:
+    """Percent of the matrix-product rate; backward costs twice the forward pass.
+
+    None if a run does not say which type `auto` came to.
+    """
     needed = 3 * entry["forward_flops_per_image"] * r["resident"]["images_per_s"]
     # Runs that do not say what their activations were have them as they were asked for.
     dtype = r.get("activations", entry["config"]["model"]["dtype"])
-    return 100 * needed / r["matmul_flops_per_s"][dtype]
+    rate = r["matmul_flops_per_s"].get(dtype)
+    return None if rate is None else 100 * needed / rate
 
 
-def _by_flops(entry: dict[str, Any], r: dict[str, Any]) -> float:
-    return r["resident"]["epoch_s"] * _share(entry, r) / 100
+def _by_flops(entry: dict[str, Any], r: dict[str, Any]) -> float | None:
+    share = _share(entry, r)
+    return None if share is None else r["resident"]["epoch_s"] * share / 100
 
 
-def _by_bytes(entry: dict[str, Any]) -> str:
-    if any(r["step_bytes"] is None for r in entry["runs"]):
-        return _UNKNOWN
-    batch_size = entry["config"]["train"]["batch_size"]
-    steps = entry["counts"]["train"] // batch_size
-    return _spread(entry, lambda r: steps * r["step_bytes"] / r["memory_bytes_per_s"], " s")
+def _by_bytes(entry: dict[str, Any], r: dict[str, Any]) -> float | None:
+    if r["step_bytes"] is None:
+        return None
+    steps = entry["counts"]["train"] // entry["config"]["train"]["batch_size"]
+    return steps * r["step_bytes"] / r["memory_bytes_per_s"]
 
 
 def updated_docs(text: str, folder: Path = RESULTS) -> str:

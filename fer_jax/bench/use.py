@@ -27,7 +27,8 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _machine(found: dict[str, Any]) -> str:
+def machine(found: dict[str, Any]) -> str:
+    """Returns what a record was measured on, with what the processor has beyond the plain."""
     device = found["environment"]["device"]
     features = ", ".join(device.get("cpu_features", ()))
     return record.device_name(device) + f" ({features})" * bool(features)
@@ -42,7 +43,7 @@ def _predict(found: dict[str, Any]) -> str:
     frame = found["medians"]["a frame of a video of 640 pixels"]
     return (
         markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
-        + f"\n\n`{found['weights']}` on {_machine(found)}; medians over {rounds} rounds "
+        + f"\n\n`{found['weights']}` on {machine(found)}; medians over {rounds} rounds "
         f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
         f"{frame['detector_per_s']:.1f} frames a second, of which {frame['of_detector']:.0%} are "
         "left with the network behind it, in a video."
@@ -60,7 +61,7 @@ def _web(found: dict[str, Any]) -> str:
     chromium, loads = ways[0]["loads"][0]["chromium"], len(ways[0]["loads"])
     return (
         markdown.table(("The page", "With threads", "One thread"), rows)
-        + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {_machine(found)}; "
+        + f"\n\nA photograph of 512 by 600 pixels in Chromium {chromium} on {machine(found)}; "
         f"medians over {loads} loads (`--loads={loads}`) of fresh browsers from a server on the "
         f"same machine. What is loaded has {found['transfer_bytes'] / 1e6:.2f} MB, compressed "
         "with Brotli."

@@ -9,7 +9,7 @@ import numpy as np
 from fer_jax.labels import CLASSES
 
 # Of the prepared files, by data set; raise one when its arrays or their metadata change.
-VERSIONS = {"fer2013": "1.1.0", "folder": "1.0.0", "synthetic_faces": "1.1.0"}
+VERSIONS = {"fer2013": "1.1.0", "folder": "1.1.0", "synthetic_faces": "1.1.0"}
 
 # The forms in which FER2013 is published, see `fer_jax.data.sources`: its builder's configs, beside
 # those that allow other counts.

@@ -1,13 +1,18 @@
-"""Pictures of any size, format and colour -> 48x48 grey, by one rule.
+"""Pictures of any size, format and colour -> 48x48 grey, by one rule for training and prediction.
 
 1. The first frame is taken, and turned upright as its EXIF orientation says.
-2. Transparency is dropped; colours become grey by ITU-R 601's luminance,
-   (299 R + 587 G + 114 B) / 1000; 16-bit grey is divided by 257.
-3. The largest square in the middle is cut out: nothing is stretched.
-4. It is resized to 48x48, each new pixel a triangle-weighted mean of the old ones below it
+2. What is transparent shows white, as in a viewer. 16-bit grey is divided by 257 and rounded; of
+   16 bits a colour Pillow keeps the upper 8. CMYK and the like are converted by Pillow, without
+   colour profiles.
+3. Colours become grey by ITU-R 601's luminance, (299 R + 587 G + 114 B) / 1000.
+4. The largest square in the middle is cut out: nothing is stretched.
+5. It is resized to 48x48, each new pixel a triangle-weighted mean of the old ones below it
    (Pillow's `BILINEAR`). A 48x48 picture stays as it is, to the bit.
+
+Faces that are found in a picture are cut out otherwise: see `fer_jax.apps.crop`.
 """
 
+import contextlib
 import io
 
 import numpy as np
@@ -16,7 +21,7 @@ from fer_jax.errors import DataError
 from fer_jax.labels import SIDE
 
 # What Pillow decodes by itself; others would start programs, or are no pictures.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
 _MAX_PIXELS = 100_000_000
 
 
@@ -33,29 +38,35 @@ def read_face(place: str, data: bytes) -> np.ndarray:
     Raises:
       DataError: if it cannot be decoded, or is over 100 megapixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
         raise DataError(f"{place} is a HEIC picture; save it as JPEG or PNG")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{place} has {image.width}x{image.height} pixels, allowed are 1e8")
-            grey = _grey(ImageOps.exif_transpose(image))
+            grey = to_8_bit(image).convert("L")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many things on damaged files
         raise DataError(
             f"{place} is not a picture that can be read ({error!r}); mend it or move it away"
         ) from error
-    face = ImageOps.fit(grey, (SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(face)[..., None]
+    return fit(np.asarray(grey))[..., None]
 
 
-def _grey(image):
-    """Returns an 8-bit grey Pillow image."""
-    from PIL import Image
+def to_8_bit(image):
+    """Returns an open Pillow image upright, on white, in mode `L` or `RGB`; steps 1 and 2.
 
+    Raises:
+      ValueError: for grey levels of no known range; and what Pillow raises on damaged files.
+    """
+    from PIL import Image, ImageOps
+
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data tell no orientation
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, also where Pillow holds it in 32 bits
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -63,4 +74,22 @@ def _grey(image):
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point grey levels, whose range is not known")
-    return image if image.mode == "L" else image.convert("RGBA").convert("RGB").convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def fit(grey: np.ndarray) -> np.ndarray:
+    """Returns the middle of a grey picture as the network takes it; steps 4 and 5.
+
+    Args:
+      grey: `[height, width]` uint8.
+
+    Returns:
+      `[48, 48]` uint8.
+    """
+    from PIL import Image, ImageOps
+
+    image = Image.fromarray(np.ascontiguousarray(grey))
+    return np.asarray(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BILINEAR))

@@ -47,8 +47,9 @@ def create_model(
 
     Args:
       config: the `model` part of a configuration. Fields that a network has no use for, such as
-        `dropout` in `arch03`, are left unread. What `dtype` comes to is for
-        :func:`fer_jax.precision.choose` to say: on a CPU activations are float32.
+        `dropout` in `arch03`, are left unread. `dropout` always comes from here, 0.2 unless an
+        experiment says otherwise, whatever the network's class has as its default. What `dtype`
+        comes to is for :func:`fer_jax.precision.choose` to say: on a CPU activations are float32.
       num_classes: how many logits an image gets.
       axis_name: mesh axis the batch is sharded over, for what looks at the global batch while
         training: BatchNorm's statistics and dropout's masks. None outside `shard_map`.

@@ -54,7 +54,7 @@ def words(analysis: Analysis, changes: Sequence[Change]) -> str:
     deviation, degrees_of_freedom = analysis.error(VALID)
     return (
         f"Better than the recipe: {_listed(better)}. Worse: {_listed(worse)}. Not told from it: "
-        f"{_listed(undecided)}. Runs that differ in nothing but chance differ by a deviation of "
+        f"{_listed(undecided)}. Beside what a seed shifts all runs by, a single run deviates by "
         f"{deviation:.2f} points on valid ({degrees_of_freedom} degrees of freedom); each interval "
         "stands alone, so of twenty changes without any effect one would be bold."
     )
@@ -74,8 +74,9 @@ def length(frame: Frame, final: Sequence[Record]) -> str:
         _OfLength(int(epochs), list(of[VALID]), list(of[RUNNING]))
         for epochs, of in one_at_a_time(frame, _LENGTH).groupby(_LENGTH)
     ]
-    if final:
-        rows.append(_whole(final))
+    # Runs of the study and the recipe's own are not of one kind: at one length they are not mixed.
+    if final and _whole(final).epochs not in {row.epochs for row in rows}:
+        rows = sorted([*rows, _whole(final)], key=lambda row: row.epochs)
     gains = [_per_doubling(a, b) for a, b in itertools.pairwise(rows)]
     written = [[records.MISSING] * 2, *([f"{x:+.1f} points" for x in gain] for gain in gains)]
     shown = [
@@ -138,8 +139,9 @@ def _outlook(last: _OfLength, gains: Sequence[tuple[float, float]]) -> str:
         f"On the way to {last.epochs} epochs a doubling brought {valid:+.1f} points on valid and "
         f"{train:+.1f} on train"
     )
-    of_valid = [gain for gain, _ in gains]
-    if sorted(of_valid, reverse=True) != of_valid:
+    if len(gains) == 1:
+        return f"{said}; one gain alone says nothing of the next."
+    if any(after >= before for (before, _), (after, _) in itertools.pairwise(gains)):
         return f"{said}; gains do not shrink steadily, which leaves the next one open."
     return (
         f"{said}, less than the one before. The next, {2 * last.epochs} epochs, would bring less "

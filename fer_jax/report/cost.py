@@ -28,12 +28,12 @@ def rows(runs: Runs, imported: Sequence[Record] = ()) -> list[Row]:
 
     Nothing is chosen by that order; the report's choices are made on valid.
     """
-    found = [_trained(name, row, runs[name]) for name, row in tables.main_rows(runs).items()]
+    whole = tables.complete(runs)
+    found = [_trained(name, row, whole[name]) for name, row in tables.main_rows(runs).items()]
     return sorted([*found, *map(_published, imported)], key=lambda row: -row.test)
 
 
 def _trained(name: str, row: list[Record], everywhere: list[Record]) -> Row:
-    # Core minutes say the same on every machine; minutes on a GPU do not.
     trained = [found for found in everywhere if found["device"]["platform"] == "cpu"] or row
     networks = len(row[0].get("members", [0]))
     parameters, flops = tables.size(name)
@@ -43,7 +43,7 @@ def _trained(name: str, row: list[Record], everywhere: list[Record]) -> Row:
         if all("test" in found.get("views", {}).get("metrics", {}) for found in row)
         else MISSING,
         *tables.size_cells(name, networks),
-        records.training_time(trained),
+        *_training(trained),
         str(len(row)),
     ]
     test = float(np.mean([found["metrics"]["test"]["accuracy"] for found in row]))
@@ -51,22 +51,27 @@ def _trained(name: str, row: list[Record], everywhere: list[Record]) -> Row:
     return Row(tables.title(name), test, cells, networks * parameters, networks * flops, minutes)
 
 
+def _training(row: list[Record]) -> tuple[str, str]:
+    """Returns cells: how long training took, and on what."""
+    time = records.training_time(row)
+    return time, MISSING if time == MISSING else records.devices(row)
+
+
 def _published(found: Record) -> Row:
     name, test = found["experiment"], found["metrics"]["test"]["accuracy"]
-    title = f"{tables.title(name)}, published weights (chosen on {found['chosen_on']})"
-    cells = [f"{test:.3f}", MISSING, *tables.size_cells(name), MISSING, MISSING]
-    return Row(title, test, cells, *tables.size(name), None, published=True)
+    cells = [f"{test:.3f}", MISSING, *tables.size_cells(name), *[MISSING] * 3]
+    return Row(tables.published_title(found), test, cells, *tables.size(name), None, published=True)
 
 
 def table(runs: Runs, imported: Sequence[Record] = ()) -> str:
     """Returns :func:`rows` as Markdown; the numbers stand for the networks in the figure."""
     header = ("Network", "", "test", "test, views averaged", "Parameters", "MFLOP an image")
-    header += ("Training", "Seeds")
+    header += ("Training", "Trained on", "Seeds")
     found = rows(runs, imported)
     if not found:
         return f"{NOT_MEASURED.capitalize()}."
     cells = [[row.title, number, *row.cells] for number, row in enumerate(found, 1)]
-    return markdown.table(header, cells)
+    return markdown.table(header, cells, text=(7,))
 
 
 def figure(runs: Runs, imported: Sequence[Record] = ()) -> Drawing:

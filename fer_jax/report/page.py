@@ -162,10 +162,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
     of_factors = factors.blocks(sources.factors)
     compact = records.main_row(runs.get("compact", []))
     ablated = ablation.blocks(sources.ablation, compact)
-    published = {
-        f"{tables.title(found['experiment'])}, published weights": [found]
-        for found in sources.imported
-    }
+    published = {tables.published_title(found): [found] for found in sources.imported}
     pairs = tables.pairs(runs | published, [*words.compared(runs), *published])
     makers: Makers = {
         "in-short": lambda: words.in_short(runs),
@@ -328,7 +325,8 @@ def write_docs(out: Path = OUT) -> None:
     Raises:
       DocumentError: if a document's blocks are not those that are made.
       WorkdirError: if a document cannot be written, or the record of reliability is damaged.
-      RecordError: if the factor study's records do not belong together.
+      RecordError: if the factor study's records do not belong together, or a record is of an
+        experiment without a file.
     """
     sources = load()
     drawn = drawings(sources)

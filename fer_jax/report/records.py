@@ -98,8 +98,12 @@ def by_device(found: list[Record]) -> list[list[Record]]:
 
 
 def main_row(found: list[Record]) -> list[Record]:
-    """Returns the records on the device with most seeds, on the CPU among equals."""
-    return max(by_device(found), key=len, default=[])
+    """Returns the records on the device with most seeds, on the CPU among equals.
+
+    Runs that did not go to the end count only where no other did.
+    """
+    whole = [one for one in found if is_complete(one)]
+    return max(by_device(whole or found), key=len, default=[])
 
 
 def devices(row: list[Record]) -> str:
@@ -160,7 +164,7 @@ def core_minutes(row: list[Record]) -> float | None:
 
 
 @cache
-def experiment_config(experiment: str) -> Config:
+def experiment_config(experiment: str) -> Config | None:
     """Returns the configuration of a file in `experiments/`, None if there is no such file."""
     path = ROOT / "experiments" / f"{experiment}.py"
     return runpy.run_path(str(path))["get_config"]() if path.exists() else None
@@ -170,8 +174,10 @@ def ending(found: Record) -> str:
     """Says how far a run went.
 
     It went to the end if valid had not improved for `patience` epochs, or if it made all epochs
-    that its experiment file asks for.
+    that its experiment file asks for. Published weights were trained elsewhere.
     """
+    if "chosen_on" in found:
+        return f"elsewhere; chosen on {found['chosen_on']}"
     if "members" in found:
         return f"to the end: an ensemble of {len(found['members'])} runs"
     run, patience = found["epochs_run"], found["config"]["train"].get("patience", 0)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fer_jax.config import changed_fields
+from fer_jax.errors import RecordError
 from fer_jax.labels import CLASSES
 from fer_jax.report import markdown, records, statistics
 from fer_jax.report.paper import CONFUSION, PAPER, RELATED, TITLES
@@ -21,7 +22,7 @@ _ALL = (("train", "accuracy"), ("valid", "accuracy"), *_TEST)
 RECIPES = {
     "arch03_strong": "Architecture 03, recipe of Compact",
     "mini_xception_strong": "mini-XCEPTION, recipe of Compact",
-    "fully_cnn_strong": "sequential fully-CNN, recipe of Compact",
+    "fully_cnn_strong": "sequential fully-CNN, recipe and dropout of Compact",
     "compact": "Compact",
     "compact_distilled": "Compact, distilled",
     "compact_distilled_light": "Compact, distilled, light augmentation",
@@ -245,18 +246,17 @@ def _imported_rows(
         if found["experiment"] == experiment:
             tested = [f"{found['metrics'][split]['accuracy']:.3f}" for split in ("valid", "test")]
             cells = [f"{name}, weights as published", MISSING, *tested, MISSING, printed[0]]
-            chosen = f"elsewhere; chosen on {found['chosen_on']}"
-            cells += [MISSING, *size_cells(experiment), chosen, printed[1]]
+            cells += [MISSING, *size_cells(experiment), records.ending(found), printed[1]]
             rows.append((cells, [found]))
     return rows
 
 
 def _unfinished(runs: Runs) -> list[str]:
     """Returns a sentence on what was not trained to the end, if there is any."""
-    found = [row for name in runs if (row := records.main_row(runs[name])) and not _is_whole(row)]
+    found = [one for row in runs.values() for one in row if not records.is_complete(one)]
     if not found:
         return []
-    told = "; ".join(_how_far(row[0]) for row in found)
+    told = "; ".join(map(_how_far, found))
     return [f"Not trained to the end, and so in no other table, figure or test: {told}."]
 
 
@@ -276,20 +276,33 @@ def _whole_minutes(found: Record) -> float:
 
 
 def complete(runs: Runs) -> Runs:
-    """Returns the runs of the experiments whose main row was trained to the end."""
-    return {name: found for name, found in runs.items() if _is_whole(records.main_row(found))}
+    """Returns the runs that were trained to the end, without experiments that have none."""
+    whole = {name: list(filter(records.is_complete, found)) for name, found in runs.items()}
+    return {name: found for name, found in whole.items() if found}
 
 
-def _is_whole(row: list[Record]) -> bool:
-    return all(map(records.is_complete, row))
+def _network(experiment: str) -> Any:
+    from fer_jax.models import create_model  # the networks take a while to import
+
+    config = records.experiment_config(experiment)
+    if config is None:
+        raise RecordError(
+            f"there is no experiments/{experiment}.py, which would say what network the record of "
+            f"{experiment} is of"
+        )
+    return create_model(config.model)
 
 
 @cache
 def size(experiment: str) -> tuple[int, int]:
-    """Returns a network's parameters, running statistics included, and its FLOPs an image."""
-    from fer_jax.models import create_model, summary  # the one thing here that needs the networks
+    """Returns a network's parameters, running statistics included, and its FLOPs an image.
 
-    model = create_model(records.experiment_config(experiment).model)
+    Raises:
+      RecordError: if no file in `experiments/` says which network that is.
+    """
+    from fer_jax.models import summary
+
+    model = _network(experiment)
     return summary.parameter_counts(model)[0], summary.flops(model)
 
 
@@ -365,9 +378,9 @@ def precision_table(runs: Runs) -> str:
 @cache
 def layers_table(experiment: str) -> str:
     """Returns a network's layers, as in the paper's figures 6 to 8."""
-    from fer_jax.models import create_model, summary
+    from fer_jax.models import summary
 
-    model = create_model(records.experiment_config(experiment).model)
+    model = _network(experiment)
     rows = [
         [f"`{row.name}`", row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}"]
         for row in summary.layer_table(model)
@@ -546,3 +559,8 @@ def title(experiment: str) -> str:
         return own
     found = next((x for x in RELATED if x.experiment == experiment), None)
     return f"{found.network} ({found.work})" if found else experiment
+
+
+def published_title(found: Record) -> str:
+    """Returns what published weights are called there, and on what images they were chosen."""
+    return f"{title(found['experiment'])}, published weights (chosen on {found['chosen_on']})"

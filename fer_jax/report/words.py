@@ -90,13 +90,18 @@ def table_2(runs: Runs, imported: Sequence[Record]) -> str:
         return f"What table 2 is worth: {NOT_MEASURED}."
     reached = sum(test >= printed[name] for name, test in trained.items())
     nearest = min(trained, key=lambda name: printed[name] - trained[name])
-    best = max((found["metrics"]["test"]["accuracy"] for found in imported), default=None)
-    given = "" if best is None else f" (the published mini-XCEPTION weights give {best:.3f})"
+    given = ""
+    if imported:
+        best = max(imported, key=lambda found: found["metrics"]["test"]["accuracy"])
+        given = (
+            f": the published mini-XCEPTION weights give {_tested([best]):.3f} on test, but were "
+            f"chosen on {best['chosen_on']}"
+        )
     return (
         f"**What table 2 is worth.** Of its {len(printed)} networks {len(trained)} were trained to "
         f"the end here, and {reached or 'none'} of them reaches the printed accuracy on test; "
         f"nearest is {tables.title(nearest)}, {trained[nearest]:.3f} where {printed[nearest]:.2f} "
-        f"is printed. The figures up to 0.66 are what a good recipe reaches on held-out images"
+        "is printed. What the figures up to 0.66 would be on images that chose nothing is open"
         f"{given}. Those from 0.82 on lie above all that is published for PrivateTest (about 0.73 "
         "from scratch), and where it is known what they are, they are of training images "
         "(Serengil's) or of another task (Giannopoulos's)."
@@ -134,9 +139,9 @@ def openings(
     return (
         f"Test was opened {total} times in all, once for each of {trained} records of runs"
         f"{averaged}{study if studied else ''}{others if replaced else ''}"
-        f"{weights if shipped else ''}; published weights are "
-        "measured on it as they are. Recipes, seeds and checkpoints are chosen on valid; the "
-        "studies of Compact's recipe do not open test."
+        f"{weights if shipped else ''}; published weights, and ONNX files of shipped "
+        "ones (`results/kernels.json`), are measured on it as they are. Recipes, seeds and "
+        "checkpoints are chosen on valid; the studies of Compact's recipe do not open test."
     )
 
 
@@ -215,15 +220,20 @@ def compared(runs: Runs) -> list[str]:
     accuracy of their lowest seed, so that test does not choose. One that is a network of the paper
     under another name is not compared again.
     """
-    ours = [runs[name][0]["config"]["model"] for name in PAPER if runs.get(name)]
+    ours = [_network(found) for name in PAPER if (found := lowest(runs, name))]
     best = []
     for related in RELATED:
         record = lowest(runs, related.experiment)
-        if record and records.is_complete(record) and record["config"]["model"] not in ours:
+        if record and records.is_complete(record) and _network(record) not in ours:
             best.append((record["metrics"]["valid"]["accuracy"], related.experiment))
     best = sorted(best, reverse=True)[:BEST_RELATED]
     ours = [name for name in tables.main_rows(runs) if name in tables.RECIPES]
     return [name for name in PAPER if runs.get(name)] + ours + [name for _, name in best]
+
+
+def _network(found: Record) -> dict[str, Any]:
+    """Returns a record's `config.model` without fields that say nothing, which older ones lack."""
+    return {name: value for name, value in found["config"]["model"].items() if value is not None}
 
 
 def differences(found: Sequence[tables.Pair]) -> str:

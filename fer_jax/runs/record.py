@@ -44,7 +44,8 @@ def device_name(device: Mapping[str, Any]) -> str:
       device: the record's `device`.
     """
     if device["platform"] == "cpu":
-        return f"{device['kind']}, {device['cpu_cores']} cores"
+        cores = device["cpu_cores"]
+        return f"{device['kind']}, {cores} core{'s' * (cores > 1)}"
     return device["kind"] if device["count"] == 1 else f"{device['count']} x {device['kind']}"
 
 

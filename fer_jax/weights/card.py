@@ -1,18 +1,25 @@
 """The card of a network: what it is, how good, on what, and what it must not be used for.
 
-All numbers come from the record that the weights keep.
+All numbers come from the record that the weights keep. `python -m fer_jax.weights.card` writes the
+cards of the shipped weights anew.
 """
 
+import shlex
 import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fer_jax.report import markdown, statistics
-from fer_jax.runs import record
+from fer_jax.config import FIELDS, changed_fields, fill_defaults, get_config
+from fer_jax.report import markdown, records, statistics
+from fer_jax.runs import record, workdir
+from fer_jax.study.plan import ROOT
+from fer_jax.weights import store
 
+SHIPPED = ROOT / "checkpoints" / "pretrained"  # a part of the repository, under its licence
 _TEMPLATE = Path(__file__).with_name("card.md")
 _BITS = ", at that commit and on the same kind of processor to the same bits"
+_LICENCE = "The weights are under the repository's licence (MIT). "
 # Of the data set that most networks here are of.
 _SPLITS = {"train": "train (Training)", "valid": "valid (PublicTest)", "test": "test (PrivateTest)"}
 _FER2013 = """\
@@ -46,13 +53,15 @@ def calibration(found: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def text(name: str, metadata: Mapping[str, Any]) -> str:
+def text(folder: Path, metadata: Mapping[str, Any]) -> str:
     """Returns the card as Markdown: `card.md` with the record's numbers.
 
     Args:
-      name: of the weights.
+      folder: of the weights; it need not be there. Its name is theirs, and only of those in
+        `checkpoints/pretrained` the card states a licence.
       metadata: what `fer_jax.weights.store.save` returned, with the record that `pack` keeps.
     """
+    folder = folder.resolve()
     about = metadata["record"]
     test = about["metrics"]["test"]
     hits = round(test["accuracy"] * test["count"])
@@ -61,7 +70,7 @@ def text(name: str, metadata: Mapping[str, Any]) -> str:
     on_cpu = about["device"]["platform"] == "cpu"
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(
-        name=name,
+        name=folder.name,
         parameters=f"{about['parameters']:,}",
         network=metadata["model"]["name"],
         count=len(metadata["classes"]),
@@ -77,11 +86,14 @@ def text(name: str, metadata: Mapping[str, Any]) -> str:
         best=about["best_epoch"],
         epochs=about["epochs_run"],
         minutes=_minutes(about["seconds"], on_cpu),
-        bits=_BITS if on_cpu else "",
+        bits=_BITS if on_cpu and _is_committed(about) else "",
         extra="" if on_cpu else "--extra cuda12 ",
         device=record.device_name(about["device"]),
-        commit=str((about.get("git") or {}).get("commit"))[:12],
+        commit=_commit(about),
+        flags=_flags(about),
+        run=shlex.quote(f"checkpoints/{about['experiment']}_seed{about['seed']}"),
         data=_FER2013 if data == "fer2013" else f"Data: {data}.",
+        licence=_LICENCE if folder.parent == SHIPPED else "",
         kernels=metadata["kernels"],
         sha256=metadata["sha256"],
     )
@@ -128,3 +140,49 @@ def _minutes(seconds: Mapping[str, float], on_cpu: bool) -> str:
     if on_cpu and "train_cpu" in seconds:
         return f"{seconds['train_cpu'] / 60:.0f} core minutes of training"
     return f"{seconds['train'] / 60:.1f} minutes of training"
+
+
+def _is_committed(about: Mapping[str, Any]) -> bool:
+    """Returns whether a commit holds the code that ran."""
+    git = about.get("git")
+    return bool(git) and not git["modified"]
+
+
+def _commit(about: Mapping[str, Any]) -> str:
+    git = about.get("git")
+    if not git:
+        return "commit unknown"
+    changed = "" if _is_committed(about) else " with changes that are not in it"
+    return f"commit `{git['commit'][:12]}`{changed}"
+
+
+def _flags(about: Mapping[str, Any]) -> str:
+    """Returns what `launch.py` trains the same with: an experiment file, and the fields changed."""
+    name = about["experiment"].partition(",")[0]
+    base = records.experiment_config(name)
+    file = "fer_jax/config.py" if base is None else f"experiments/{name}.py"
+    base, ours = fill_defaults(base or get_config()), fill_defaults(about["config"])
+    changed = {field: now for field, (_, now) in changed_fields(ours, base).items()}
+    if ours["train.devices"] != base["train.devices"]:  # which changes the last bits
+        changed["train.devices"] = ours["train.devices"]
+    if about["dataset"]["name"] == "folder":
+        changed["data.source"] = "PATH"
+    given = {field: now for field, now in changed.items() if field in FIELDS and field != "seed"}
+    given["seed"] = about["seed"]
+    changes = (f"--config.{field}={_value(x)}" for field, x in given.items())
+    return shlex.join([f"--config={file}", *changes])
+
+
+def _value(value: Any) -> Any:
+    """Returns a field's value as the command line takes it; JSON has lists for tuples."""
+    return str(tuple(value)).replace("'", '"') if isinstance(value, list) else value
+
+
+def _write_shipped() -> None:
+    for folder in sorted(path for path in SHIPPED.iterdir() if path.is_dir()):
+        metadata: Any = workdir.read_json(folder / store.METADATA)
+        workdir.write_text(folder / "README.md", text(folder, metadata))
+
+
+if __name__ == "__main__":
+    _write_shipped()

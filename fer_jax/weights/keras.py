@@ -85,7 +85,7 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
     network = models.MODELS[model_name]()
     shapes: Any = traverse_util.flatten_dict(summary.variable_shapes(network))
     weights = _read(pathlib.Path(path))
-    numbered = _match_layers(weights, _LAYERS[model_name], path)
+    numbered = _match_layers(weights, model_name, path)
     variables = {}
     for kind, layers in numbered.items():
         for keras_layer, ours in layers:
@@ -97,6 +97,17 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
                         array, shapes[target], f"{keras_layer}/{weight}", path
                     )
     return traverse_util.unflatten_dict(variables)
+
+
+def recognise(path: pathlib.Path) -> str:
+    """Returns which network a Keras HDF5 file is of, by its layers: `mini_xception` is the one with
+    separable convolutions, and all else counts as `fully_cnn`.
+
+    Raises:
+      WeightsError: if the file is missing, cut off or no Keras HDF5 file.
+    """
+    separable = any(name.startswith("separable_conv2d") for name in _read(path))
+    return "mini_xception" if separable else "fully_cnn"
 
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
@@ -148,8 +159,9 @@ def _texts(values) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
 
 
-def _match_layers(weights: dict, expected: dict[str, list[_Path]], path) -> dict:
+def _match_layers(weights: dict, model_name: str, path) -> dict:
     """Pairs a file's layers with ours: kind -> [(Keras's name, our path)], by number."""
+    expected = _LAYERS[model_name]
     found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in expected}
     for layer in weights:
         match = re.fullmatch(r"(.+?)(?:_(\d+))?", layer)
@@ -157,7 +169,9 @@ def _match_layers(weights: dict, expected: dict[str, list[_Path]], path) -> dict
         if layer in _FIRST:
             kind, number = _FIRST[layer], -1
         if kind not in found:
-            raise WeightsError(f"{path} has the layer {layer}; expected {', '.join(expected)}")
+            raise WeightsError(
+                f"{path} has the layer {layer}; expected {', '.join(expected)} of {model_name}"
+            )
         found[kind].append((int(number or 0), layer))
     matched = {}
     for kind, layers in expected.items():
@@ -165,7 +179,7 @@ def _match_layers(weights: dict, expected: dict[str, list[_Path]], path) -> dict
         if len(names) != len(layers):
             raise WeightsError(
                 f"{path} has {len(names)} layers of kind {kind} ({', '.join(names) or 'none'}); "
-                f"expected {len(layers)}"
+                f"expected {len(layers)}, as {model_name} has"
             )
         matched[kind] = list(zip(names, layers, strict=True))
     return matched

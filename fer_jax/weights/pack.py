@@ -1,14 +1,16 @@
 """A finished run -> a folder of weights that others can use: arrays, configuration, card."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fer_jax import loop
+from fer_jax import ensemble, loop
 from fer_jax.config import Config, get_config
+from fer_jax.data.dataset import Dataset
 from fer_jax.data.prepare import load_dataset
-from fer_jax.errors import TrainingError
+from fer_jax.errors import CheckpointError, TrainingError
 from fer_jax.labels import CLASSES
 from fer_jax.machine import devices
 from fer_jax.predict import make_predict
@@ -18,6 +20,7 @@ from fer_jax.weights import card, store
 # What a folder of weights keeps of the run's record; the whole one is in the repository.
 _KEPT = ("experiment", "seed", "config", "dataset", "versions", "device", "git", "parameters")
 _KEPT += ("epochs_run", "best_epoch", "test_evaluations", "metrics", "seconds")
+_SHARE = 0.02  # of valid's images that another machine's rounding may give another class
 
 
 def pack(run: Path, out: Path) -> dict[str, Any]:
@@ -33,28 +36,49 @@ def pack(run: Path, out: Path) -> dict[str, Any]:
       The metadata that `fer_jax.weights.store.save` wrote.
 
     Raises:
-      TrainingError: if the run is not finished.
-      RecordError: if its record is damaged.
-      CheckpointError: if its best checkpoint is damaged, or is not the one of the record.
+      TrainingError: if the run is not finished, never opened test, or is an ensemble.
+      RecordError: if its record is damaged, or of other images than are prepared here.
+      CheckpointError: if its best checkpoint is damaged, or classifies valid otherwise than the
+        record says.
       DataError: if the data set, which is needed for the comparison, cannot be read.
       WorkdirError: if the folder cannot be written.
     """
-    path = run / "results.json"
-    if not path.exists():
-        raise TrainingError(f"{run} holds no record (results.json); train it to the end first")
-    found = record.read(path)
+    found = _read(run)
     config = _config(found)
     classes = tuple(found["dataset"].get("classes") or CLASSES)
     variables = checkpoint.load_variables(run, found["best_step"])
-    half = _keeps_classes(config, classes, variables)
+    dataset = load_dataset(config.data)
+    classify = _make_classify(config, dataset, len(classes))
+    predicted = classify(variables)
+    _check_same(run, found, dataset, predicted["valid"])
+    halved = classify(store.as_stored(variables, half=True))
+    half = all(np.array_equal(halved[split], predicted[split]) for split in predicted)
     about = {name: found[name] for name in _KEPT if name in found}
     about["calibration"] = card.calibration(found)
     if "views" in found:
         about["views"] = {name: found["views"][name] for name in ("name", "metrics")}
-    metadata = store.save(out, variables, config.model, classes, about, half)
+    data, metadata = store.encode(out, variables, config.model, classes, about, half)
+    text = card.text(out, metadata)
+    store.write(out, data, metadata)
     workdir.write_json(out / "config.json", found["config"])
-    workdir.write_text(out / "README.md", card.text(out.name, metadata))
+    workdir.write_text(out / "README.md", text)
     return metadata
+
+
+def _read(run: Path) -> dict[str, Any]:
+    """Returns the record of a run that can be packed."""
+    path = run / "results.json"
+    if not path.exists():
+        raise TrainingError(f"{run} holds no record (results.json); train it to the end first")
+    found = record.read(path)
+    if "members" in found:
+        raise TrainingError(f"{run} is an ensemble and has no weights of its own; pack its members")
+    if "test" not in found["metrics"]:
+        raise TrainingError(
+            f"{run} never opened test, on which a card says how good weights are; train it with "
+            "--config.eval.open_test=True"
+        )
+    return found
 
 
 def _config(found: dict[str, Any]) -> Config:
@@ -64,14 +88,30 @@ def _config(found: dict[str, Any]) -> Config:
     return config
 
 
-def _keeps_classes(config: Config, classes: tuple[str, ...], variables: Any) -> bool:
-    dataset = load_dataset(config.data)
-    model, mesh = loop.create_network(config, len(classes))
+def _make_classify(
+    config: Config, dataset: Dataset, classes: int
+) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Returns a function from variables to the classes `[n]` of valid's and test's images."""
+    model, mesh = loop.create_network(config, classes)
     predict = make_predict(model, mesh, config.eval.batch_size)
 
-    def predicted(values: Any) -> np.ndarray:
-        placed = devices.put(values, devices.replicated(mesh))
-        splits = [dataset.splits[name].images for name in ("valid", "test")]
-        return np.concatenate([predict(placed, images).argmax(axis=1) for images in splits])
+    def classify(variables: Any) -> dict[str, np.ndarray]:
+        placed = devices.put(variables, devices.replicated(mesh))
+        return {
+            split: predict(placed, dataset.splits[split].images).argmax(axis=1)
+            for split in ("valid", "test")
+        }
 
-    return bool((predicted(variables) == predicted(store.as_stored(variables, half=True))).all())
+    return classify
+
+
+def _check_same(run: Path, found: dict[str, Any], dataset: Dataset, classes: np.ndarray) -> None:
+    """Raises if these are not the classes that a record's network gives valid's images."""
+    packed, labels = found["predictions"]["valid"], dataset.splits["valid"].labels
+    recorded = ensemble.read_probabilities(packed, labels, f"the predictions in {run}'s record")
+    differ = int((classes != recorded.argmax(axis=1)).sum())
+    if differ > max(1, _SHARE * len(labels)):
+        raise CheckpointError(
+            f"{run}: its best checkpoint is not the one of its record: it gives {differ} of "
+            f"{len(labels)} images of valid another class; train it again in a new folder"
+        )

@@ -56,7 +56,27 @@ def save(
       WeightsError: if the variables are not this network's, or are not finite.
       WorkdirError: if the folder cannot be written.
     """
-    folder = Path(folder)
+    data, metadata = encode(folder, variables, config_model, classes, record, half)
+    write(folder, data, metadata)
+    return metadata
+
+
+def encode(
+    folder: Path,
+    variables: dict[str, Any],
+    config_model: Config,
+    classes: tuple[str, ...],
+    record: dict[str, Any] | None,
+    half: bool,
+) -> tuple[bytes, dict[str, Any]]:
+    """Returns the file of arrays and the metadata that :func:`save` writes; nothing is written.
+
+    Args:
+      folder: names the network in messages; the rest as in :func:`save`.
+
+    Raises:
+      WeightsError: as :func:`save` does.
+    """
     arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
     _check_network(_create(config_model, classes, str(folder)), arrays, str(folder))
     if half:
@@ -77,10 +97,18 @@ def save(
         "record": record,
     }
     metadata = seal.add(metadata)
-    data = safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, sort_keys=True)})
+    return safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, sort_keys=True)}), metadata
+
+
+def write(folder: Path, data: bytes, metadata: dict[str, Any]) -> None:
+    """Writes what :func:`encode` returned.
+
+    Raises:
+      WorkdirError: if the folder cannot be written.
+    """
+    folder = Path(folder)
     workdir.write_bytes(folder / ARRAYS, data)
     workdir.write_json(folder / METADATA, metadata)
-    return metadata
 
 
 def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
