@@ -341,7 +341,7 @@ def check_arguments(argv: Sequence[str]) -> None:
             )
 
 
-_TUPLE = """a path, or several as ("a", "b")"""
+_TUPLE = """a path, in quotes if it holds a comma or a space, or several as ("a", "b")"""
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -367,8 +367,10 @@ def parse_text(path: str, text: str, prefix: str = "config.") -> Any:
         if kind is float:
             return float(text)
         if kind is tuple:
-            return TupleParser().parse(text)
-    except (ValueError, SyntaxError):
+            found = TupleParser().parse(text)
+            if all(isinstance(path, str) and path for path in found):
+                return found
+    except (ValueError, SyntaxError, TypeError):
         pass
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: _TUPLE}
     if kind in words:

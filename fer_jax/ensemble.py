@@ -37,7 +37,7 @@ def read_member(path: Path, dataset: Dataset, field: str) -> dict[str, Any]:
       RecordError: if it is no finished run on this data set.
     """
     path = path.expanduser()
-    found = workdir.read_json(path / "results.json" if path.is_dir() else path)
+    found = workdir.read_json(record_path(path))
     if found is None:
         raise RecordError(f"{field}: {path} holds no finished run; train it first")
     try:
@@ -53,6 +53,11 @@ def read_member(path: Path, dataset: Dataset, field: str) -> dict[str, Any]:
             f"{dataset.source_sha256[:12]})"
         )
     return found
+
+
+def record_path(run: Path) -> Path:
+    """Returns where the record is of a run that is named by its folder or its record."""
+    return run / "results.json" if run.is_dir() else run
 
 
 def describe_member(found: dict[str, Any]) -> dict[str, Any]:

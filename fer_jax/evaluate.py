@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,21 @@ def compare(found: dict[str, Any], split: str, best: dict[str, Any]) -> None:
 
 
 def predict_views(
-    config: Config, dataset: Dataset, predict: Predict, variables: Any, splits: list[str]
+    config: Config,
+    dataset: Dataset,
+    predict: Predict,
+    variables: Any,
+    splits: list[str],
+    before_split: Callable[[], None],
 ) -> dict[str, Any]:
-    """Returns what the record says of averages over views of each image."""
+    """Returns what the record says of averages over views of each image.
+
+    Calls `before_split` before the views of each split, of which there are many.
+    """
     found: dict[str, Any] = {"name": config.eval.views, "metrics": {}, "predictions": {}}
     how = (config.eval.views, config.eval.average)
     for split in splits:
+        before_split()
         images = np.asarray(dataset.splits[split].images)
         log_probs = tta.predict_views(predict, variables, images, *how)
         found["metrics"][split] = measure(dataset, split, log_probs)

@@ -21,7 +21,7 @@ from fer_jax import progressive
 from fer_jax.config import Config, fill_defaults, get_config, without_folders
 from fer_jax.data import select
 from fer_jax.data.dataset import Dataset
-from fer_jax.ensemble import describe_member, read_member, read_probabilities
+from fer_jax.ensemble import describe_member, read_member, read_probabilities, record_path
 from fer_jax.errors import RecordError, TrainingError
 from fer_jax.machine import devices
 from fer_jax.models import create_model
@@ -84,13 +84,13 @@ def _are_of(packed: dict[str, Any], config: Config, dataset: Dataset) -> bool:
     """Returns whether kept soft labels are of this data set and, as far as they are still there,
     of these teachers; of one that was moved away the name must do."""
     names = without_folders(config.train.teachers)
-    if packed["source_sha256"] != dataset.source_sha256 or packed["names"] != names:
+    if not dataset.is_of(packed) or packed["names"] != names:
         return False
     paths = [Path(name).expanduser() for name in config.train.teachers]
     return all(
         describe_member(read_member(path, dataset, _FIELD))["sha256"] == said
         for path, said in zip(paths, packed["said"], strict=True)
-        if path.exists()
+        if record_path(path).exists()
     )
 
 
@@ -116,6 +116,7 @@ def _ask(config: Config, dataset: Dataset) -> dict[str, Any]:
     mean = combine(told, [_speaks_about(dataset, fold) for fold in folds]).astype("<f4").tobytes()
     return {
         "source_sha256": dataset.source_sha256,
+        "content": dataset.content,
         "names": without_folders(config.train.teachers),
         "said": said,
         "teachers": teachers,

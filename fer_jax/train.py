@@ -221,6 +221,7 @@ def _make_save(
                 **run.arithmetic,
                 "origin": run.origin,
                 "source_sha256": run.dataset.source_sha256,
+                "content": run.dataset.content,
                 "classes": list(run.dataset.classes),
                 "history": history,
                 "seconds": run.clock.seconds(),
@@ -327,7 +328,7 @@ def _end_epoch(run: _Run, state: TrainState, epoch: int, train_s: float) -> Row:
 
 
 def _end_if_asked(run: _Run) -> None:
-    """Ends between two splits, after the last epoch, if there was a signal."""
+    """Ends between two evaluations, after the last epoch, if there was a signal."""
     if signum := distributed.largest(run.stop.signum or 0):
         raise Interrupted(
             signum,
@@ -344,16 +345,14 @@ def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, A
     placed = run.training.place(variables)
     log_probs = {}
     for split in ("train", "valid"):
-        _end_if_asked(run)
         log_probs[split] = run.predict(placed, run.dataset.splits[split].images)
-    _end_if_asked(run)
+        _end_if_asked(run)
     if config.eval.open_test:
         opened, log_probs["test"] = evaluate.open_test(
             run.dataset, run.predict, placed, best, run.workdir
         )
     else:
         opened = distributed.on_first(openings.count)(run.workdir)
-    _end_if_asked(run)
     found = {
         split: evaluate.measure(run.dataset, split, values) for split, values in log_probs.items()
     }
@@ -387,7 +386,9 @@ def _finish(run: _Run, history: list[Row], resumed_at: list[int]) -> dict[str, A
         results["teachers"] = run.teachers
     if config.eval.views != "none":
         results["views"] = evaluate.predict_views(
-            config, run.dataset, run.predict, placed, [s for s in log_probs if s != "train"]
+            *(config, run.dataset, run.predict, placed),
+            [split for split in log_probs if split != "train"],
+            before_split=lambda: _end_if_asked(run),
         )
     seconds = run.clock.seconds().items()
     return results | {"seconds": {name: round(value, 3) for name, value in seconds}}

@@ -1,6 +1,6 @@
 """Trains the tiny network as one of several processes.
 
-python process_run.py ADDRESS PROCESSES ID DEVICES_HERE DATA_DIR WORKDIR PIPELINE EPOCHS
+python process_run.py ADDRESS PROCESSES ID DEVICES_HERE DATA_DIR WORKDIR PIPELINE EPOCHS [TEACHER]
 """
 
 import sys
@@ -24,7 +24,7 @@ def tiny_config(data_dir: str, pipeline: str, epochs: int):
 
 
 def main() -> None:
-    address, processes, process_id, count, data_dir, workdir, pipeline, epochs = sys.argv[1:]
+    address, processes, process_id, count, data_dir, workdir, pipeline, epochs = sys.argv[1:9]
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_num_cpu_devices", int(count))
     distributed.initialize(address, int(processes), int(process_id))
@@ -33,6 +33,9 @@ def main() -> None:
     if pipeline == "scan":  # what an accelerator runs: epochs and evaluation as one program each
         config.data.pipeline = "resident"
         steps.is_scanned = predict.is_scanned = lambda mesh: True
+    if teacher := sys.argv[9:]:
+        config.train.teachers = tuple(teacher)
+        config.train.distill_weight = 0.5
     results = train.train_and_evaluate(config, Path(workdir))
     print("accuracy", results["metrics"]["test"]["accuracy"], results["devices"])
 

@@ -176,7 +176,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start(count, processes, data_dir, folders, kind, epochs, environment):
+def start(count, processes, data_dir, folders, kind, epochs, environment, teachers=()):
     """Starts the processes; `count` devices in each, `folders` one for each."""
     address = f"localhost:{free_port()}"
     common = [str(count), str(data_dir)]
@@ -192,6 +192,7 @@ def start(count, processes, data_dir, folders, kind, epochs, environment):
                 folder,
                 kind,
                 epochs,
+                *teachers,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -210,6 +211,19 @@ def finish(started):
         for process in started:
             process.kill()
     return [(p.returncode, *o) for p, o in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_teacher_is_asked_by_the_first_process_alone(
+    config, data_dir, tmp_path, clean_environment
+):
+    teacher = tmp_path / "teacher"
+    assert "train" not in train.train_and_evaluate(config, teacher)["predictions"]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    started = start(1, 2, data_dir, folders, "resident", "1", clean_environment, [teacher])
+    ended = finish(started)
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert (folders[0] / "soft_labels.json").exists()
 
 
 @pytest.mark.slow

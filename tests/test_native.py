@@ -116,10 +116,11 @@ def test_whether_the_processor_is_made_for_it_is_a_truth_value_and_of_the_vendor
 
 
 @needs_library
-def test_3x3_convolutions_round_like_float32():
+@pytest.mark.parametrize(("side", "channels"), [(44, 32), (6, 128)])  # in tiles of 4, and of 3 or 2
+def test_3x3_convolutions_round_like_float32(side, channels):
     """Root mean square errors by the scale of the result, of which XLA's are 2e-7 and more."""
-    lhs, rhs = normal(8, 46, 46, 32), normal(3, 3, 32, 32)  # in tiles of 4, which round most
-    cotangent = normal(8, 44, 44, 32)
+    lhs, rhs = normal(8, side + 2, side + 2, channels), normal(3, 3, channels, channels)
+    cotangent = normal(8, side, side, channels)
 
     def all_three(f, lhs, rhs, cotangent):
         out, vjp = jax.vjp(f, lhs, rhs)

@@ -8,7 +8,7 @@ from helpers import arrays_of, assert_same, tiny_config
 from fer_jax import config as config_lib
 from fer_jax import evaluate, loop, progressive, train
 from fer_jax.data.prepare import load_dataset
-from fer_jax.errors import CheckpointError
+from fer_jax.errors import CheckpointError, TrainingError
 from fer_jax.predict import make_predict
 from fer_jax.runs import checkpoint, workdir
 
@@ -58,6 +58,20 @@ def test_a_run_goes_on_from_another_without_what_it_disagrees_with(config, first
     assert results["config"]["train"]["start_from"] == "first"
     assert str(tmp_path) not in (tmp_path / "second" / "results.json").read_text()
     assert train.train_and_evaluate(config, tmp_path / "second") == results
+
+
+def test_another_start_of_the_same_name_is_refused(config, first, tmp_path):
+    folder, _, _ = first
+    config.train.start_from = str(folder)
+    config.train.epochs = 1
+    results = train.train_and_evaluate(config, tmp_path / "second")
+    shutil.rmtree(folder)
+    config.train.start_from, config.seed = None, 1
+    train.train_and_evaluate(config, folder)
+    config.train.start_from, config.seed, config.train.epochs = str(folder), 0, 2
+    with pytest.raises(TrainingError, match=r"is not what the run in .* began with"):
+        train.train_and_evaluate(config, tmp_path / "second")
+    assert len(results["origin"]) == 64
 
 
 def test_a_run_is_evaluated_without_the_folder_that_it_started_from(config, first, tmp_path):

@@ -166,7 +166,9 @@ def test_an_unknown_experiment_is_refused_with_those_there():
         ("train.epochs", "it must be field=value"),
         ("train.epochs=many", "--override=train.epochs is 'many'; it must be a whole number"),
         ("train.epochs=0", "config.train.epochs is 0; it must lie between 1"),
-        ("train.teachers=('a', b/", r"is .* it must be a path, or several as"),
+        ("train.teachers=('a', b/", r"is .* it must be a path, .* or several as"),
+        ("train.teachers=3", r"is '3'; it must be a path"),
+        ("train.teachers={[]:1}", r"it must be a path"),
         ("seed=5", "--override=seed: the study sets it for each run"),
         ("experiment=x", "--override=experiment: the study sets it for each run"),
     ],
@@ -259,18 +261,23 @@ def test_the_same_plan_again_runs_only_what_failed(launched, study_file, tmp_pat
     assert launched == ["mini/dropout=0"]
 
 
-@pytest.mark.parametrize(("before", "after", "aside"), [(1, 1, 1), (0, 1, 0), (1, 2, 0)])
-def test_a_record_that_opened_test_is_kept_aside_unless_the_new_one_counts_it(
-    launched, study_file, tmp_path, monkeypatch, before, after, aside
+@pytest.mark.parametrize(
+    ("openings", "goes_on", "aside"), [(1, False, 2), (0, False, 0), (1, True, 0)]
+)
+def test_a_record_that_opened_test_is_kept_aside_unless_its_run_went_on(
+    launched, study_file, tmp_path, openings, goes_on, aside
 ):
-    for openings in (before, after):
-        run = study.plan_study(study_file, 1, "0/1", results=tmp_path)[0]
-        folder = workdir.default_workdir(run.experiment, run.seed)
+    run = study.plan_study(study_file, 1, "0/1", results=tmp_path)[0]
+    folder = workdir.default_workdir(run.experiment, run.seed)
+    for time in range(3):
         found = a_record(run, test_evaluations=openings)
+        if not goes_on:
+            found["history"][0]["valid/loss"] = 1.0 + time
         workdir.write_sealed(folder / "results.json", found)
         execute._keep_record(run)
-    assert record.read(run.path)["test_evaluations"] == after
-    assert len(list((tmp_path / "replaced").glob("*.json"))) == aside
+    assert record.read(run.path)["history"] == found["history"]
+    names = [path.name for path in sorted((tmp_path / "replaced").glob("*.json"))]
+    assert names == ["base_seed0.json", "base_seed0_2.json"][:aside]
 
 
 def test_a_record_says_the_levels_and_leaves_out_predictions(launched, study_file, tmp_path):

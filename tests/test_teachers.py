@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fer_jax import ensemble, metrics, teachers
+from fer_jax.data import dataset as datasets
 from fer_jax.data import pipeline, select
 from fer_jax.errors import RecordError, TrainingError, WorkdirError
 from fer_jax.runs import record
@@ -73,15 +74,20 @@ def test_soft_labels_of_others_are_asked_for_again_or_refused(config, dataset, t
         write_run(tmp_path / folder / "t", config, dataset, i)
     config.train.teachers = (str(tmp_path / "a" / "t"),)
     before = teachers.soft_labels(config, dataset, student)
+    kept = json.loads((student / teachers.KEPT).read_text(encoding="utf-8"))
     now = dataset
     if other == "teacher":  # of the same name
         config.train.teachers = (str(tmp_path / "b" / "t"),)
     else:
-        now = dataclasses.replace(dataset, source_sha256="1" * 64)
-        write_run(tmp_path / "t", config, now, 1)
+        now = dataclasses.replace(dataset, source_sha256="1" * 64, content="other")
+        write_run(tmp_path / "t", config, now, 0)
         config.train.teachers = (str(tmp_path / "t"),)
     after = teachers.soft_labels(config, now, student)
-    assert after.teachers[0]["sha256"] != before.teachers[0]["sha256"]
+    again = json.loads((student / teachers.KEPT).read_text(encoding="utf-8"))
+    if other == "teacher":
+        assert after.teachers[0]["sha256"] != before.teachers[0]["sha256"]
+    else:
+        assert (again["content"], again["said"]) == ("other", kept["said"])
 
     config.train.teachers = (str(tmp_path / "a" / "t"),)
     (student / "checkpoints" / "4").mkdir(parents=True)
@@ -89,14 +95,21 @@ def test_soft_labels_of_others_are_asked_for_again_or_refused(config, dataset, t
         teachers.soft_labels(config, dataset, student)
 
 
-def test_fer2013_is_the_same_in_an_archive_and_in_a_folder(config, dataset, tmp_path):
-    whole = dataclasses.replace(dataset, name="fer2013", kind="jpeg")
-    unpacked = dataclasses.replace(whole, source_sha256="1" * 64)
-    write_run(tmp_path / "t0", config, whole, 0)
+def test_a_data_set_is_the_same_however_it_is_wrapped(config, dataset, tmp_path):
+    write_run(tmp_path / "t0", config, dataset, 0)
+    unpacked = dataclasses.replace(dataset, source_sha256="1" * 64)
     assert ensemble.read_member(tmp_path / "t0", unpacked, "field")["seed"] == 0
-    for other in ({"kind": "csv"}, {"kind": "jpeg_partial"}, {"splits": {}}):
+    for content in ("other", ""):
+        other = dataclasses.replace(unpacked, content=content)
         with pytest.raises(RecordError, match="trained on other data"):
-            ensemble.read_member(tmp_path / "t0", dataclasses.replace(unpacked, **other), "field")
+            ensemble.read_member(tmp_path / "t0", other, "field")
+
+
+def test_records_that_name_the_archive_alone_are_of_what_it_holds():
+    [(archive, content)] = datasets._CONTENTS.items()
+    unpacked = datasets.Dataset("fer2013", "jpeg", "1" * 64, {}, content=content)
+    assert unpacked.is_of({"source_sha256": archive})
+    assert not unpacked.is_of({"source_sha256": "2" * 64})
 
 
 def test_a_teacher_with_a_fold_speaks_only_about_what_it_was_not_fitted_on(
@@ -130,7 +143,7 @@ def test_softening_is_the_softmax_of_logits_over_the_temperature(temperature):
 
 
 def test_a_run_on_other_data_is_no_teacher(config, dataset, tmp_path):
-    other = dataclasses.replace(dataset, source_sha256="1" * 64)
+    other = dataclasses.replace(dataset, source_sha256="1" * 64, content="other")
     write_run(tmp_path / "t0", config, other, 0)
     config.train.teachers = (str(tmp_path / "t0"),)
     with pytest.raises(RecordError, match="trained on other data"):

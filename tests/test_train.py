@@ -336,7 +336,8 @@ def test_other_data_than_the_runs_own_is_refused(config, tmp_path, dataset):
     train.train_and_evaluate(config, tmp_path)
     other = tmp_path / "other"
     target = other / "synthetic_faces" / VERSIONS["synthetic_faces"] / "arrays"
-    splits = {n: (s.images, s.labels, s.ids) for n, s in dataset.splits.items()}
+    splits = {n: (s.images.copy(), s.labels, s.ids) for n, s in dataset.splits.items()}
+    splits["train"][0][0, 0, 0] ^= 1
     source = {"name": "synthetic_faces", "kind": "synthetic_faces", "sha256": "1" * 64}
     arrays.write_arrays(target, splits, source)
     config.data.data_dir = str(other)

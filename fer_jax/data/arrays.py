@@ -90,7 +90,13 @@ def open_arrays(folder: str | os.PathLike) -> Dataset:
         split: _open_split(folder, split, sizes[split], expected[split], len(classes))
         for split in SPLITS
     }
-    return Dataset(name, kind, sha256, splits, classes)
+    return Dataset(name, kind, sha256, splits, classes, _content(expected))
+
+
+def _content(checksums: Mapping[str, Mapping[str, int]]) -> str:
+    """Returns the CRC-32 of the splits' images and labels, in hexadecimal, in one string."""
+    numbers = (checksums[split][field] for split in SPLITS for field in ("images", "labels"))
+    return "".join(f"{number:08x}" for number in numbers)
 
 
 def _open_split(

@@ -11,9 +11,12 @@ from fer_jax.labels import CLASSES
 # Of the prepared files, by data set; raise one when its arrays or their metadata change.
 VERSIONS = {"fer2013": "1.1.0", "folder": "1.1.0", "synthetic_faces": "1.1.0"}
 
-# The forms in which FER2013 is published, see `fer_jax.data.sources`: its builder's configs, beside
-# those that allow other counts.
-KINDS = ("jpeg", "csv", "icml_csv")
+# What sources hold of which older records give the hash alone: Kaggle's archive of the JPEG mirror.
+_CONTENTS = {
+    "c1c963e34ae883887951ed311b16c31db087297bdca16a3106f846626ff54a4e": (
+        "e4a682e0e0fd36b11e9821b0e4578f6d27c3324bad607f8f"
+    ),
+}
 
 type Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, ids: see Split
 
@@ -45,9 +48,10 @@ class Dataset:
     Attributes:
       name: of the TFDS builder, one of `VERSIONS`.
       kind: name of the builder's config, e.g. "jpeg"; the data set's name where it has none.
-      source_sha256: SHA-256 of the source, in hexadecimal.
+      source_sha256: SHA-256 of the source as it was wrapped, in hexadecimal.
       splits: "train", "valid" and "test".
       classes: names in the order of the labels.
+      content: tells images and labels apart, whatever they were wrapped in; empty if unknown.
     """
 
     name: str
@@ -55,17 +59,15 @@ class Dataset:
     source_sha256: str
     splits: dict[str, Split]
     classes: tuple[str, ...] = CLASSES
+    content: str = ""
 
     def is_of(self, described: Mapping[str, Any]) -> bool:
-        """Returns whether a record is of this data set.
+        """Returns whether a run was on this data set, however its source was wrapped.
 
         Args:
-          described: the record's `dataset`. Its hash is of the source as it was wrapped; the whole
-            of FER2013 counts as the same in an archive and in a folder.
+          described: the `dataset` of its record, or anything else with `source_sha256` and, but for
+            older records, `content`.
         """
-        if described["source_sha256"] == self.source_sha256:
-            return True
-        counts = {name: len(split.labels) for name, split in self.splits.items()}
-        here = {"name": "fer2013", "kind": self.kind, "count": counts}
-        is_whole = self.name == "fer2013" and self.kind in KINDS
-        return is_whole and here == {name: described.get(name) for name in here}
+        source = described["source_sha256"]
+        content = described.get("content") or _CONTENTS.get(source)
+        return source == self.source_sha256 or (bool(content) and content == self.content)

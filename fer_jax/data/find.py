@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fer_jax.data import kaggle
-from fer_jax.data.dataset import KINDS
-from fer_jax.data.sources import COUNTS, Source, recognise
+from fer_jax.data.sources import COUNTS, KINDS, Source, recognise
 from fer_jax.errors import DataError
 
 # What may hold FER2013 in TFDS's manual folder, which many data sets share.

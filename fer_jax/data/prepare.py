@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax.data.arrays import open_arrays
-from fer_jax.data.dataset import KINDS, VERSIONS, Dataset
+from fer_jax.data.dataset import VERSIONS, Dataset
 from fer_jax.errors import DataError, reason
 
 log = logging.getLogger("fer_jax")
@@ -31,7 +31,7 @@ def load_dataset(config: Any) -> Dataset:
     """Opens a data set, preparing it first where that has not been done.
 
     Without a source, a prepared `fer2013` is used if there is one (of several kinds: the first
-    in the order of `dataset.KINDS`), else a source is looked for (see `find.find_source`). Of
+    in the order of `sources.KINDS`), else a source is looked for (see `find.find_source`). Of
     `folder`, faces of one's own, the only prepared one is used without a source.
 
     Args:
@@ -70,7 +70,7 @@ def _load_fer2013(data_dir: Path, path: str | None, partial: bool) -> Dataset:
 
     suffix = sources.PARTIAL if partial else ""
     if path is None:
-        for kind in KINDS:
+        for kind in sources.KINDS:
             if folder(kind + suffix).exists():
                 return open_arrays(folder(kind + suffix) / "arrays")
     with _stoppable():

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 
 from fer_jax.data import files, foreign, kaggle
-from fer_jax.data.dataset import KINDS, Dataset, Examples
+from fer_jax.data.dataset import Dataset, Examples
 from fer_jax.data.files import Member
 from fer_jax.errors import DataError
 from fer_jax.labels import CLASSES, SIDE, SPLITS
 
 log = logging.getLogger("fer_jax")
 
+KINDS = ("jpeg", "csv", "icml_csv")
 PARTIAL = "_partial"  # ends the name of a config that allows other counts than COUNTS
 
 # Images per class, in the order of CLASSES (Goodfellow et al. 2013, the competition's data).

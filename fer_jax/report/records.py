@@ -90,20 +90,19 @@ def _check_same_row(path: Path, found: Record, other: Record) -> None:
 
 
 def by_device(found: list[Record]) -> list[list[Record]]:
-    """Splits an experiment's records into rows, all CPUs in the first, then each other device."""
+    """Splits an experiment's records into rows, all CPUs in the first, then each other device.
+
+    Runs that did not go to the end count only where no other did.
+    """
     rows: dict[str, list[Record]] = defaultdict(list)
-    for one in found:
+    for one in list(filter(is_complete, found)) or found:
         rows[_row_of(one)].append(one)
     return list(rows.values())
 
 
 def main_row(found: list[Record]) -> list[Record]:
-    """Returns the records on the device with most seeds, on the CPU among equals.
-
-    Runs that did not go to the end count only where no other did.
-    """
-    whole = [one for one in found if is_complete(one)]
-    return max(by_device(whole or found), key=len, default=[])
+    """Returns the records on the device with most seeds, on the CPU among equals."""
+    return max(by_device(found), key=len, default=[])
 
 
 def devices(row: list[Record]) -> str:

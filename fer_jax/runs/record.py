@@ -50,11 +50,12 @@ def device_name(device: Mapping[str, Any]) -> str:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Returns name, kind, hash of the source, class names and images per split."""
+    """Returns name, kind, hashes of source and content, class names and images per split."""
     return {
         "name": dataset.name,
         "kind": dataset.kind,
         "source_sha256": dataset.source_sha256,
+        "content": dataset.content,
         "classes": list(dataset.classes),
         "count": {name: len(split.labels) for name, split in dataset.splits.items()},
     }

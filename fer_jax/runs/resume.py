@@ -85,7 +85,7 @@ def read_before(config: Config, workdir: Path, dataset: Dataset) -> dict[str, An
     if before is None:
         return None
     _refuse_changes(config, before["config"], workdir)
-    if before["source_sha256"] != dataset.source_sha256:
+    if not dataset.is_of(before):
         raise _other_data(before["source_sha256"], dataset, workdir)
     return before
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_jax import seal
 from fer_jax.errors import RecordError, WorkdirError
@@ -124,23 +125,24 @@ def _keep_record(run: Run) -> Record:
         # What a factor study has no use for makes up most of a record.
         found = {k: v for k, v in found.items() if k not in ("predictions", seal.KEY)}
         found = seal.add({"levels": run.levels} | found)
-    _set_aside(run.path, found["test_evaluations"])
+    _set_aside(run.path, found["history"])
     workdir.write_json(run.path, found)
     return found
 
 
-def _set_aside(path: Path, openings: int) -> None:
+def _set_aside(path: Path, history: Sequence[Any]) -> None:
     """Moves a record that is to be replaced to `replaced`, so that its openings stay counted.
 
     Args:
       path: the record's, which need not be there, in a folder beside `replaced`.
-      openings: of test, by the new record. A run that went on from the old one counts them all.
+      history: the new record's. A run that went on from the old one has counted its openings.
     """
     try:
-        before = record.read(path)["test_evaluations"]
+        before = record.read(path)
     except RecordError:  # there is none, or it is damaged
         return
-    if not before or openings > before:
+    goes_on = before["history"] and history[: len(before["history"])] == before["history"]
+    if goes_on or not before["test_evaluations"]:
         return
     folder = path.parent.parent / "replaced"
     ends = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
