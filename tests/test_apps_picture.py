@@ -63,10 +63,28 @@ def test_every_mode_becomes_rgb(tmp_path, small, mode):
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
-def test_16_bit_grey_is_rounded(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tif"])
+def test_16_bit_grey_is_rounded(tmp_path, suffix):
     grey = np.array([[0, 128, 129, 200, 257 * 100, 65535]], np.uint16)
-    found = picture.decode(save(Image.fromarray(grey), tmp_path / "a.png"))
+    found = picture.decode(save(Image.fromarray(grey), tmp_path / f"a.{suffix}"))
     np.testing.assert_array_equal(found[0, :, 0], [0, 0, 1, 1, 100, 255])
+
+
+def test_a_transparent_level_of_16_bit_grey_shows_white(tmp_path):
+    grey = np.array([[0, 300, 301, 257 * 100]], np.uint16)
+    found = picture.decode(save(Image.fromarray(grey), tmp_path / "a.png", transparency=300))
+    np.testing.assert_array_equal(found[0, :, 0], [0, 255, 1, 100])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_in_rgb_is_not_copied(tmp_path, small, monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(small), tmp_path / "a.png", exif=exif)
+    for name in ("copy", "convert"):
+        monkeypatch.setattr(Image.Image, name, lambda *_: pytest.fail("a copy"))
+    expected = small if orientation == 1 else np.rot90(small, -1)
+    np.testing.assert_array_equal(picture.decode(path), expected)
 
 
 def faded(image: Image.Image) -> Image.Image:
@@ -188,9 +206,17 @@ def test_heic_says_what_to_install(tmp_path):
     assert "pip install pillow-heif" in _refusal(path)
 
 
-def test_float_pixels_are_refused(tmp_path):
-    path = save(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "a.tif")
-    assert "floating-point" in _refusal(path)
+@pytest.mark.parametrize(
+    ("kind", "level", "said"),
+    [
+        (np.float32, 1, "floating-point grey levels, whose range is not known"),
+        (np.int32, 255, "32-bit or signed grey levels, whose range is not known"),
+        (np.int32, 70_000, "32-bit or signed grey levels, whose range is not known"),
+    ],
+)
+def test_pixels_of_no_known_range_are_refused(tmp_path, kind, level, said):
+    path = save(Image.fromarray(np.full((4, 4), level, kind)), tmp_path / "a.tif")
+    assert said in _refusal(path)
 
 
 @pytest.mark.slow

@@ -28,6 +28,11 @@ def grey(array=GREY):
     return Image.fromarray(array)
 
 
+def with_a_transparent_level():
+    levels = np.where(GREY == 255, 1, GREY.astype(np.uint16) * 257).astype(np.uint16)
+    return saved(grey(levels), transparency=1)
+
+
 def upside_down():
     exif = Image.Exif()
     exif[0x0112] = 3  # orientation: turned by 180 degrees
@@ -46,6 +51,8 @@ SAME = {  # files that must give exactly GREY
     "RGBA": saved(grey().convert("RGBA")),
     "palette": saved(grey().convert("P")),
     "16-bit": saved(Image.fromarray(GREY.astype(np.uint16) * 257)),
+    "16-bit PGM": saved(Image.fromarray(GREY.astype(np.uint16) * 257), "ppm"),
+    "16-bit, transparent": with_a_transparent_level(),
     "CMYK": saved(Image.merge("CMYK", (*[Image.new("L", (48, 48))] * 3, grey(255 - GREY))), "tiff"),
     "EXIF orientation": upside_down(),
     "twice the size": saved(grey().resize((96, 96), Image.Resampling.NEAREST)),
@@ -80,6 +87,7 @@ def test_jpeg_and_luminance():
         (b"\0\0\0\x18ftypheic", "x is a HEIC picture; save it as JPEG or PNG"),
         (b"%!PS-Adobe-3.0 EPSF", "x is not a picture that can be read"),
         (saved(Image.fromarray(GREY.astype(np.float32)), "tiff"), "floating-point grey levels"),
+        (saved(Image.fromarray(GREY.astype(np.int32)), "tiff"), "32-bit or signed grey levels"),
         (saved(Image.new("1", (20_000, 6_000))), "x has 20000x6000 pixels"),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from fer_jax.errors import CheckpointError, RecordError, TrainingError
 from fer_jax.report import records
 from fer_jax.runs import checkpoint, record
 from fer_jax.study import plan
-from fer_jax.weights import card, store
+from fer_jax.weights import IN_REPOSITORY, card, store
 from fer_jax.weights.pack import pack
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -109,9 +110,44 @@ def test_another_checkpoint_than_the_records_is_refused(run, tmp_path, monkeypat
         return variables
 
     monkeypatch.setattr(checkpoint, "load_variables", negated)
-    with pytest.raises(CheckpointError, match=r"not the one of its record: it gives \d+ of 21 im"):
+    with pytest.raises(CheckpointError, match=r"not the one of its record: it gives \d+ of \d+ im"):
         pack(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def shifts(run):
+    """Returns a class and, ascending, how much its logit must grow for images of valid to get it.
+
+    Only of images whose first two probabilities in the record differ clearly. The class is the one
+    with most between the first two shifts.
+    """
+    _, found = record.decode_predictions(record.read(run / "results.json")["predictions"]["valid"])
+    logits = np.log(np.maximum(found, 2.0**-24))
+    missing = logits.max(axis=1, keepdims=True) - logits
+    second, first = np.sort(found, axis=1)[:, -2:].T
+    missing = np.sort(np.where(missing > 0, missing, 99)[first - second > 0.01], axis=0)
+    number = int(np.argmax(missing[1] - missing[0]))
+    return number, missing[:, number]
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_checkpoint_that_moves_a_single_clear_image_is_refused(run, tmp_path, monkeypatch, moved):
+    load = checkpoint.load_variables
+    number, shift = shifts(run)
+
+    def perturbed(*arguments):
+        variables = load(*arguments)
+        by = (shift[0] + shift[1]) / 2 if moved else shift[0] / 2
+        variables["params"]["logits"]["bias"][number] += by
+        return variables
+
+    monkeypatch.setattr(checkpoint, "load_variables", perturbed)
+    if not moved:
+        pack(run, tmp_path / "out")
+        return
+    with pytest.raises(CheckpointError, match=r"it gives 1 of \d+ images of valid"):
+        pack(run, tmp_path / "out")
 
 
 @pytest.mark.usefixtures("prepared")
@@ -160,7 +196,7 @@ def test_a_card_says_what_it_is_of(metadata):
 
 def test_a_card_states_a_licence_of_shipped_weights_alone(metadata):
     assert "licence" not in card.text(NET, metadata)
-    assert "repository's licence (MIT)" in card.text(card.SHIPPED / "net", metadata)
+    assert "repository's licence (MIT)" in card.text(IN_REPOSITORY / "net", metadata)
 
 
 def test_a_card_says_how_to_make_the_weights_again(metadata):
@@ -171,13 +207,68 @@ def test_a_card_says_how_to_make_the_weights_again(metadata):
     assert "launch.py --config=experiments/compact.py --config.seed=3\n" in text
     assert "commit `0123456789ab`." in text
     assert "to the same bits" in text
-    found["config"] |= {"train.epochs": 2, "train.devices": 1, "train.teachers": ["a", "b"]}
-    flags = """--config.train.epochs=2 '--config.train.teachers=("a", "b")' """
-    assert f"{flags}--config.train.devices=1 --config.seed=3\n" in card.text(NET, metadata)
+    found["config"] |= {"train.epochs": 2, "train.devices": 1}
+    flags = "--config.train.epochs=2 --config.train.devices=1 --config.seed=3"
+    assert f"launch.py --config=experiments/compact.py {flags}\n" in card.text(NET, metadata)
     found["git"]["modified"] = True
     text = card.text(NET, metadata)
     assert "commit `0123456789ab` with changes that are not in it." in text
     assert "same bits" not in text
+
+
+def arguments(text):
+    """Returns what a card gives launch.py to make the weights again."""
+    (line,) = [line for line in text.splitlines() if "launch.py" in line]
+    return shlex.split(line.partition("launch.py")[2])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "fields", "expected"),
+    [
+        (
+            "compact",
+            {
+                "train.start_from": "arch02_seed1",
+                "train.teachers": ["a_seed0", "b c"],
+                "train.distill_weight": 0.5,
+            },
+            [
+                "--config.train.start_from=PATH/arch02_seed1",
+                '--config.train.teachers=("PATH/a_seed0", "PATH/b c")',
+                "--config.train.distill_weight=0.5",
+            ],
+        ),
+        ("compact", {"train.teachers": ["a"]}, ['--config.train.teachers=("PATH/a",)']),
+        ("compact_distilled", {}, []),  # its file says where its teachers are
+        ("compact_distilled", {"train.teachers": []}, ["--config.train.teachers=()"]),
+    ],
+)
+def test_a_cards_command_names_other_runs_below_a_path(
+    metadata, monkeypatch, experiment, fields, expected
+):
+    monkeypatch.chdir(plan.ROOT)
+    found = metadata["record"]
+    config = records.experiment_config(experiment)
+    found |= {"experiment": experiment, "seed": 3}
+    found["config"] = config_lib.flatten(record.describe_config(config)) | fields
+    flags = arguments(card.text(NET, metadata))
+    assert flags == [f"--config=experiments/{experiment}.py", *expected, "--config.seed=3"]
+    config_lib.check_arguments(flags)
+
+
+def test_a_cards_command_leaves_out_what_has_no_value(metadata, monkeypatch):
+    monkeypatch.chdir(plan.ROOT)
+    found = metadata["record"]
+    base = records.experiment_config("compact")
+    assert base is not None
+    with base.unlocked():
+        base.train.start_from, base.train.fold = "a", "1/5"
+    monkeypatch.setattr(records, "experiment_config", lambda _: base)
+    found |= {"experiment": "compact", "seed": 3}
+    found["config"] = config_lib.flatten(base) | {"train.start_from": None, "train.fold": None}
+    flags = arguments(card.text(NET, metadata))
+    assert flags == ["--config=experiments/compact.py", "--config.seed=3"]
+    config_lib.check_arguments(flags)
 
 
 def test_a_card_of_a_run_without_an_experiment_file_names_every_field(metadata):
@@ -191,7 +282,7 @@ def test_a_card_of_a_run_without_an_experiment_file_names_every_field(metadata):
 
 def test_shipped_cards_are_what_python_makes():
     """`python -m fer_jax.weights.card` writes them."""
-    folders = [path for path in card.SHIPPED.iterdir() if path.is_dir()]
+    folders = [path for path in IN_REPOSITORY.iterdir() if path.is_dir()]
     assert folders
     for folder in folders:
         metadata = json.loads((folder / store.METADATA).read_text(encoding="utf-8"))

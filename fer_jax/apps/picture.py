@@ -52,7 +52,8 @@ def decode(path: Path) -> np.ndarray:
             warnings.simplefilter("ignore")  # of a metadata block that is cut, say
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_formats()) as image:
-                return np.asarray(pictures.to_8_bit(image).convert("RGB"))
+                shown = pictures.to_8_bit(image)
+                return np.asarray(shown if shown.mode == "RGB" else shown.convert("RGB"))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first"

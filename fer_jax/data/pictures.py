@@ -2,8 +2,8 @@
 
 1. The first frame is taken, and turned upright as its EXIF orientation says.
 2. What is transparent shows white, as in a viewer. 16-bit grey is divided by 257 and rounded; of
-   16 bits a colour Pillow keeps the upper 8. CMYK and the like are converted by Pillow, without
-   colour profiles.
+   16 bits a colour Pillow keeps the upper 8. Grey levels of no known range (32-bit, signed or
+   floating-point) are refused. CMYK and the like are converted by Pillow, without colour profiles.
 3. Colours become grey by ITU-R 601's luminance, (299 R + 587 G + 114 B) / 1000.
 4. The largest square in the middle is cut out: nothing is stretched.
 5. It is resized to 48x48, each new pixel a triangle-weighted mean of the old ones below it
@@ -22,6 +22,8 @@ from fer_jax.labels import SIDE
 
 # What Pillow decodes by itself; others would start programs, or are no pictures.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
+# Formats whose grey levels are 16-bit, at most, where Pillow holds them in 32 bits (mode `I`).
+_16_BIT_AS_32 = ("PNG", "PPM")
 _MAX_PIXELS = 100_000_000
 
 
@@ -57,7 +59,11 @@ def read_face(place: str, data: bytes) -> np.ndarray:
 
 
 def to_8_bit(image):
-    """Returns an open Pillow image upright, on white, in mode `L` or `RGB`; steps 1 and 2.
+    """Returns a picture upright, on white, in mode `L` or `RGB`; steps 1 and 2.
+
+    Args:
+      image: a Pillow image, just opened. It is changed and, where nothing else is to be done,
+        returned: a copy of a large one takes hundreds of megabytes.
 
     Raises:
       ValueError: for grey levels of no known range; and what Pillow raises on damaged files.
@@ -66,18 +72,27 @@ def to_8_bit(image):
 
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF data tell no orientation
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, also where Pillow holds it in 32 bits
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey levels from {values.min()} to {values.max()}, not 16-bit")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("floating-point grey levels, whose range is not known")
+    if image.mode == "I" and image.format not in _16_BIT_AS_32:
+        raise ValueError("32-bit or signed grey levels, whose range is not known")
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "L" else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _from_16_bit(image):
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int32)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if "transparency" in image.info:  # the one level that is transparent
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 def fit(grey: np.ndarray) -> np.ndarray:

@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fer_jax.config import FIELDS, changed_fields, fill_defaults, get_config
+from fer_jax.config import FIELDS, OTHER_RUNS, changed_fields, fill_defaults, get_config
 from fer_jax.report import markdown, records, statistics
 from fer_jax.runs import record, workdir
-from fer_jax.study.plan import ROOT
-from fer_jax.weights import store
+from fer_jax.weights import IN_REPOSITORY, SHIPPED, store
 
-SHIPPED = ROOT / "checkpoints" / "pretrained"  # a part of the repository, under its licence
 _TEMPLATE = Path(__file__).with_name("card.md")
 _BITS = ", at that commit and on the same kind of processor to the same bits"
 _LICENCE = "The weights are under the repository's licence (MIT). "
@@ -57,8 +55,8 @@ def text(folder: Path, metadata: Mapping[str, Any]) -> str:
     """Returns the card as Markdown: `card.md` with the record's numbers.
 
     Args:
-      folder: of the weights; it need not be there. Its name is theirs, and only of those in
-        `checkpoints/pretrained` the card states a licence.
+      folder: of the weights; it need not be there. Its name is theirs, and only of those that
+        come with the package the card states a licence.
       metadata: what `fer_jax.weights.store.save` returned, with the record that `pack` keeps.
     """
     folder = folder.resolve()
@@ -93,7 +91,7 @@ def text(folder: Path, metadata: Mapping[str, Any]) -> str:
         flags=_flags(about),
         run=shlex.quote(f"checkpoints/{about['experiment']}_seed{about['seed']}"),
         data=_FER2013 if data == "fer2013" else f"Data: {data}.",
-        licence=_LICENCE if folder.parent == SHIPPED else "",
+        licence=_LICENCE if folder.parent in SHIPPED else "",
         kernels=metadata["kernels"],
         sha256=metadata["sha256"],
     )
@@ -157,7 +155,10 @@ def _commit(about: Mapping[str, Any]) -> str:
 
 
 def _flags(about: Mapping[str, Any]) -> str:
-    """Returns what `launch.py` trains the same with: an experiment file, and the fields changed."""
+    """Returns what `launch.py` trains the same with: an experiment file, and the fields changed.
+
+    Where other files lie, which no record tells, stands `PATH`.
+    """
     name = about["experiment"].partition(",")[0]
     base = records.experiment_config(name)
     file = "fer_jax/config.py" if base is None else f"experiments/{name}.py"
@@ -169,17 +170,23 @@ def _flags(about: Mapping[str, Any]) -> str:
         changed["data.source"] = "PATH"
     given = {field: now for field, now in changed.items() if field in FIELDS and field != "seed"}
     given["seed"] = about["seed"]
-    changes = (f"--config.{field}={_value(x)}" for field, x in given.items())
+    changes = (
+        f"--config.{field}={_value(field, now)}"
+        for field, now in given.items()
+        if now is not None  # for which a command line has no word
+    )
     return shlex.join([f"--config={file}", *changes])
 
 
-def _value(value: Any) -> Any:
+def _value(field: str, value: Any) -> Any:
     """Returns a field's value as the command line takes it; JSON has lists for tuples."""
+    if field in OTHER_RUNS:  # known by name alone
+        value = f"PATH/{value}" if isinstance(value, str) else [f"PATH/{run}" for run in value]
     return str(tuple(value)).replace("'", '"') if isinstance(value, list) else value
 
 
 def _write_shipped() -> None:
-    for folder in sorted(path for path in SHIPPED.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in IN_REPOSITORY.iterdir() if path.is_dir()):
         metadata: Any = workdir.read_json(folder / store.METADATA)
         workdir.write_text(folder / "README.md", text(folder, metadata))
 
