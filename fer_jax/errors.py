@@ -5,6 +5,7 @@ command line prints it and ends; everything else that is raised is a defect and 
 """
 
 import errno
+from pathlib import Path
 
 
 class FerError(Exception):
@@ -56,6 +57,20 @@ class BenchmarkError(FerError, RuntimeError):
 
 class PictureError(FerError, ValueError):
     """A picture, a video or a camera cannot be read; the message names it."""
+
+
+class CopyError(FerError):
+    """One annotated copy cannot be written; the message names it."""
+
+
+def unwritable_copy(path: Path, error: OSError) -> FerError:
+    """Returns what to raise where an annotated copy cannot be written.
+
+    A :class:`CopyError`; of a full disk, which has no place for other copies either, its base.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FerError(f"cannot write {path}: {reason(error)}")
+    return CopyError(f"cannot write {path}: {reason(error)}; see --out=DIR")
 
 
 class ExtraError(FerError, ImportError):

@@ -224,6 +224,8 @@ def test_what_hides_the_reason_counts():
     assert max(row, column) < 12
     np.testing.assert_allclose(heat[30:, 30:], 0, atol=1e-12)
     assert heat[:12, :12].min() > 0
+    np.testing.assert_array_equal(explain.saliency(corner, image, label=0), heat)
+    assert explain.saliency(corner, image, label=1)[:12, :12].max() < 0  # hiding it helps
 
 
 def test_a_network_that_looks_at_nothing_has_an_empty_map():

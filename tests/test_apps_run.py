@@ -16,12 +16,11 @@ from apps_pictures import crops, group, photograph, predictor, read_video, scale
 from PIL import Image
 
 from fer_jax.apps import cli, explain, run, table, video
-from fer_jax.apps.annotate import CopyError
 from fer_jax.apps.load import load
 from fer_jax.apps.run import Options
 from fer_jax.apps.table import Table
 from fer_jax.config import get_config
-from fer_jax.errors import FerError, PictureError
+from fer_jax.errors import CopyError, FerError, PictureError
 from fer_jax.labels import CLASSES
 from fer_jax.weights import store
 
@@ -139,13 +138,24 @@ def test_links_to_folders_are_followed_once(folder, tmp_path):
     files, root, unread = run.find_files([folder], None)
     names = [str(file.relative_to(folder)) for file in files]
     assert names == [
-        *("a.jpg", "black.png", "empty.jpg", "text.jpg", "link/c.jpg", "sub/Mummé 中.png")
+        *("a.jpg", "black.png", "empty.jpg", "text.jpg", "sub/Mummé 中.png", "link/c.jpg")
     ]
     assert (root, unread) == (folder, 0)
     do([folder / "link"], None, Options(out=tmp_path / "out"))
     do([folder / "a.jpg", folder / "link"], None, Options(out=tmp_path / "out"))
     assert (tmp_path / "out" / "c.jpg_faces.jpg").exists()
     assert (tmp_path / "out" / "link" / "c.jpg_faces.jpg").exists()
+
+
+@pytest.mark.parametrize("paths", [["."], ["link", "sub"], ["sub", "."], [".", "link"]])
+def test_a_link_to_a_folder_renames_no_file_and_does_none_twice(tmp_path, paths):
+    folder = tmp_path / "in"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "sub" / "deep" / "x.jpg").touch()
+    (folder / "link").symlink_to(folder / "sub")
+    (folder / "sub" / "also").symlink_to(folder / "sub" / "deep")
+    files, _, _ = run.find_files([folder / path for path in paths], None)
+    assert files == [folder / "sub" / "deep" / "x.jpg"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch, capsys):
@@ -255,10 +265,31 @@ def test_copies_are_not_looked_at_when_they_are_named(folder, capsys, inside):
         assert f"2 annotated copies in {out} are left out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["party_faces.jpg", "camera0_faces.jpg", "party_faces.mp4"])
+def test_a_file_that_is_called_much_like_a_copy_is_looked_at(tmp_path, name):
+    original = tmp_path / name
+    original.touch()
+    for paths in ([tmp_path], [original]):
+        assert run.find_files(paths, tmp_path)[0] == [original]
+
+
 def test_a_picture_that_is_called_like_a_copy_is_looked_at_elsewhere(folder, tmp_path):
-    shutil.copy(folder / "a.jpg", folder / "our_faces.jpg")
+    shutil.copy(folder / "a.jpg", folder / "a.jpg_faces.jpg")
     files, _, _ = run.find_files([folder], tmp_path / "out")
-    assert folder / "our_faces.jpg" in files
+    assert folder / "a.jpg_faces.jpg" in files
+
+
+def test_copies_of_all_kinds_are_left_out(tmp_path, capsys):
+    made = [
+        *("A.JPG_faces.jpg", "a.jpg_faces.jpg_faces.jpg", "b.mov_faces.mp4", "b.ts_faces.avi"),
+        *("camera0_faces.mp4", "camera12_3_faces.avi"),
+    ]
+    for name in (*made, "a.jpg"):
+        (tmp_path / name).touch()
+    assert run.find_files([tmp_path], tmp_path)[0] == [tmp_path / "a.jpg"]
+    assert f"6 annotated copies in {tmp_path} are left out" in capsys.readouterr().err
+    run.find_files([tmp_path / made[0]], tmp_path)
+    assert f"1 annotated copy in {tmp_path} is left out" in capsys.readouterr().err
 
 
 def _long(ending: str) -> str:
@@ -377,10 +408,8 @@ def test_a_video_whose_copy_cannot_be_written_is_counted_so(clip, tmp_path, caps
 def test_a_frame_that_is_looked_at_is_explained_once_as_it_is_labelled(clip, tmp_path, monkeypatch):
     asked = []
 
-    def saliency(predict, image):
-        np.testing.assert_array_equal(
-            predict(image[None]), predictor().predict(image[None])[:, [len(asked)]]
-        )
+    def saliency(predict, image, label):
+        assert label == len(asked)
         asked.append(image)
         return np.zeros((48, 48))
 
@@ -478,6 +507,13 @@ def test_a_table_of_other_weights_of_the_same_name_is_refused(stored, folder, tm
     assert (tmp_path / "t").read_bytes() == before
 
 
+def test_a_table_goes_on_with_its_weights_named_by_their_file(stored, folder, tmp_path, capsys):
+    arguments = ["predict", str(folder / "a.jpg"), f"--json={tmp_path}/t"]
+    assert cli.main([*arguments, f"--weights={stored}"]) == 0
+    assert cli.main([*arguments, f"--weights={stored / store.ARRAYS}"]) == 0
+    assert "1 in the table already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -497,21 +533,39 @@ def test_a_tilde_behind_an_equals_sign_is_home(arguments, tmp_path, monkeypatch)
     assert tmp_path / "x" in vars(cli._parser().parse_args(arguments)).values()
 
 
-def test_a_reader_that_goes_away_is_no_success():
+_PRINT = "print('a.jpg face 0')"
+_FAIL = "raise cli.FerError('full')"
+
+
+@pytest.mark.parametrize(
+    ("broken", "does", "said"),
+    [
+        ("stdout", _PRINT, b""),
+        ("stdout", f"{_PRINT}; {_FAIL}", b"fer-jax: full\n"),
+        ("stdout", f"{_PRINT}; sys.exit()", b""),  # as --help does
+        ("stderr", "print('b.jpg: no face', file=sys.stderr)", b""),
+        ("stderr", "logging.getLogger('fer_jax').error('careful')", b""),
+        ("stderr", _FAIL, b""),
+    ],
+)
+def test_a_reader_that_goes_away_is_no_success(broken, does, said):
     program = (
-        "import sys\n"
+        "import logging, sys\n"
         "from fer_jax.apps import cli\n"
-        "cli._predict = lambda options: print('a.jpg face 0') or 0\n"
+        "def predict(options):\n"
+        f"    {does}\n"
+        "    return 0\n"
+        "cli._predict = predict\n"
         "sys.exit(cli.main(['predict', 'a.jpg']))\n"
     )
     reader, writer = os.pipe()
     os.close(reader)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, env=buffered
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {broken: writer}
+    done = subprocess.run([sys.executable, "-c", program], **streams, env=buffered)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert (done.stdout or b"") + (done.stderr or b"") == said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import csv
 import errno
 import io
 import json
+import stat
 
 import numpy as np
 import pytest
@@ -161,10 +162,38 @@ def test_a_cut_camera_loses_only_the_cut_line(tmp_path, kind):
     assert path.read_bytes() == kept
 
 
+@pytest.mark.parametrize("name", ["b.mp4", "camera0"])
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_first_row_that_is_cut_costs_no_other_file(tmp_path, kind, name):
+    path = write(tmp_path / "t", kind, files=("Mummé, 中.jpg",))
+    kept = path.read_bytes()
+    with Table(path, kind, CLASSES, "w") as rows, rows.collect(name) as add:
+        add(0, 0.0, [face()])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert _done(path, kind) == {"Mummé, 中.jpg"}
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("left", [3, 60])  # bytes of the row that is cut
+@pytest.mark.parametrize("name", ["b, c.mp4", "Mummé 中.mp4", "\udcff.mp4"])
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_later_row_that_is_cut_costs_its_whole_file(tmp_path, kind, name, left):
+    path = write(tmp_path / "t", kind)
+    kept = path.read_bytes()
+    with Table(path, kind, CLASSES, "w") as rows, rows.collect(name) as add:
+        add(0, 0.0, [face()])
+        add(1, 0.1, [face()])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole[:-1].rindex(b"\n") + 1 + left])
+    assert _done(path, kind) == {"a.jpg"}
+    assert path.read_bytes() == kept
+
+
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_a_forgotten_file_is_not_done_and_has_no_rows(tmp_path, kind):
     path = write(tmp_path / "t", kind, files=("a.jpg", "b.jpg", "c.jpg"))
     expected = write(tmp_path / "expected", kind, files=("a.jpg", "c.jpg", "d.jpg")).read_bytes()
+    path.chmod(0o640)
     (tmp_path / "link").symlink_to(path)
     with Table(tmp_path / "link", kind, CLASSES, "w") as rows:
         rows.forget({"b.jpg"})
@@ -172,6 +201,7 @@ def test_a_forgotten_file_is_not_done_and_has_no_rows(tmp_path, kind):
         with rows.collect("d.jpg") as add:
             add(None, None, [face(len("d.jpg"))])
     assert path.read_bytes() == expected
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert {each.name for each in tmp_path.iterdir()} == {"t", "expected", "link"}
 
 
@@ -230,6 +260,17 @@ def test_another_weights_table_is_refused(tmp_path, kind):
     path = write(tmp_path / "t", kind, weights="old")
     with pytest.raises(RecordError, match=r"was made with the weights 'old', these are 'new'"):
         Table(path, kind, CLASSES, "new")
+    path = write(tmp_path / "named", kind, weights="net@2@01234567")
+    with pytest.raises(RecordError, match=r"made with the weights 'net@2@01234567', these are"):
+        Table(path, kind, CLASSES, "net@2@76543210")
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_the_same_weights_go_on_under_another_name(tmp_path, kind):
+    path = write(tmp_path / "t", kind, weights="net@2@01234567")
+    write(path, kind, weights="model@01234567", files=("b.jpg",))
+    with Table(path, kind, CLASSES, "again@01234567") as rows:
+        assert rows.done == {"a.jpg", "b.jpg"}
 
 
 @pytest.mark.parametrize("text", ["hello\n", "hello", "{}\n", '{"file": "a"}\n', "file,frame\n"])

@@ -5,8 +5,7 @@ import pytest
 from apps_pictures import photograph, read_video, scaled, set_durations, set_rotation, write_video
 
 from fer_jax.apps import video
-from fer_jax.apps.annotate import CopyError
-from fer_jax.errors import FerError, PictureError
+from fer_jax.errors import CopyError, FerError, PictureError
 
 
 def clip(count: int = 12, height: int = 64, width: int = 96) -> list[np.ndarray]:

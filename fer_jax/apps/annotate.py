@@ -1,15 +1,11 @@
 """Draws what was found into a picture: box, label, and seven bars as in the paper's figures."""
 
-import errno
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fer_jax import errors
 from fer_jax.apps.predictor import Face
-from fer_jax.errors import FerError
 
 # Of Okabe & Ito 2008, told apart by the colour-blind; in the order of the labels.
 COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#F0E442", "#56B4E9", "#E69F00", "#BBBBBB")
@@ -18,20 +14,6 @@ MIN_SIDE = 480  # pixels: a smaller photograph is shown enlarged, so that its wo
 _MIN_ROW = 11  # pixels a bar and its name need
 
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-class CopyError(FerError):
-    """One annotated copy cannot be written; the message names it."""
-
-
-def unwritable(path: Path, error: OSError) -> FerError:
-    """Returns what to raise where a copy cannot be written.
-
-    A :class:`CopyError`; of a full disk, which has no place for other copies either, its base.
-    """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FerError(f"cannot write {path}: {errors.reason(error)}")
-    return CopyError(f"cannot write {path}: {errors.reason(error)}; see --out=DIR")
 
 
 def enlarge(picture: np.ndarray, faces: Sequence[Face]) -> tuple[np.ndarray, list[Face]]:

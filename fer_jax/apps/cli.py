@@ -23,23 +23,44 @@ face are done again."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line says; returns the exit status."""
+    try:
+        try:
+            status = _run(_options(arguments))
+        except SystemExit:  # after --help, or a mistake in the command line
+            _flush()
+            raise
+        _flush()
+        return status
+    except BrokenPipeError:
+        # Else Python writes the rest at its end, and fails once more.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        return 128 + signal.SIGPIPE
+
+
+def _flush() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed beforehand
+        stream.flush()
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.run is _predict and not options.paths and options.camera is None:
         parser.error("name pictures, folders or videos, or a camera with --camera=0")
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Does what the options say, and names on standard error what ended it."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("fer_jax").setLevel(logging.INFO)
     try:
-        status = options.run(options)
-        sys.stdout.flush()
-        return status
+        return options.run(options)
     except FerError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # Else Python writes the rest at its end, and fails once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -34,12 +34,15 @@ def masks() -> np.ndarray:
     return (lines[:, None, :, None] * lines[None, :, None, :]).reshape(-1, SIDE, SIDE)
 
 
-def saliency(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """Measures how much each part of an image speaks for the most probable class.
+def saliency(
+    predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray, label: int | None = None
+) -> np.ndarray:
+    """Measures how much each part of an image speaks for a class.
 
     Args:
       predict: images `[n, 48, 48]` uint8 -> probabilities `[n, classes]`.
       image: `[48, 48]` uint8.
+      label: of the class; None for the most probable one.
 
     Returns:
       `[48, 48]` float64: by how many nats the logarithm of the class's probability falls when what
@@ -50,7 +53,8 @@ def saliency(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> 
     hidden = image + hide * (image.mean() - image)
     images = np.concatenate([image[None], np.floor(hidden + 0.5).astype(np.uint8)])
     log_probs = np.log(np.maximum(predict(images).astype(np.float64), 1e-12))
-    falls = log_probs[0].max() - log_probs[1:, log_probs[0].argmax()]
+    label = int(log_probs[0].argmax()) if label is None else label
+    falls = log_probs[0, label] - log_probs[1:, label]
     return np.tensordot(falls, hide, 1) / hide.sum(axis=0)
 
 

@@ -7,10 +7,7 @@ from typing import Any, NamedTuple
 from fer_jax.apps.predictor import Predictor
 from fer_jax.errors import CheckpointError, WeightsError
 from fer_jax.labels import CLASSES
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-# In a wheel, and in the repository.
-_SHIPPED = (_PACKAGE / "pretrained", _PACKAGE.parent / "checkpoints" / "pretrained")
+from fer_jax.weights import SHIPPED as _SHIPPED
 
 
 def shipped() -> dict[str, Path]:
@@ -68,8 +65,8 @@ def load(weights: str | Path | None = None) -> Predictor:
 
     network = load_network(weights)
     native.load_kept()
-    classes = network.metadata["classes"]
-    return Predictor(network.model, network.variables, network.name, classes)
+    classes, sha256 = network.metadata["classes"], network.metadata["sha256"]
+    return Predictor(network.model, network.variables, network.name, classes, sha256)
 
 
 def load_network(weights: str | Path | None = None) -> Network:

@@ -58,9 +58,19 @@ class Predictor:
     Attributes:
       name: of the weights.
       classes: names of the classes, in the order of the probabilities.
+      fingerprint: how the SHA-256 of the weights begins, in 8 hexadecimal digits. It tells weights
+        apart by content, whatever they are called. Empty where :func:`fer_jax.load` did not load
+        them.
     """
 
-    def __init__(self, model: Any, variables: Any, name: str, classes: Sequence[str] = CLASSES):
+    def __init__(
+        self,
+        model: Any,
+        variables: Any,
+        name: str,
+        classes: Sequence[str] = CLASSES,
+        sha256: str = "",
+    ):
         """Takes a network, from `create_model`, and its variables.
 
         The first JAX device computes. On a CPU convolutions run in C++ if
@@ -75,18 +85,9 @@ class Predictor:
         self._mesh = mesh = Mesh(np.asarray(jax.devices()[:1]), (devices.BATCH_AXIS,))
         self.name = name
         self.classes = tuple(classes)
+        self.fingerprint = sha256[:8]
         self._variables = devices.put(variables, devices.replicated(mesh))
         self._programs: dict[int, Any] = {}  # by how many images they take
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The first 8 hexadecimal digits of the SHA-256 of the variables, as float32.
-
-        It tells weights apart by content, whatever they are called.
-        """
-        from fer_jax.weights import store
-
-        return store.sha256(self._variables)[:8]
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Predicts from pictures of one face each, such as FER2013's.

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +17,9 @@ from tqdm import tqdm
 
 from fer_jax import errors
 from fer_jax.apps import annotate, explain, picture, table, video
-from fer_jax.apps.annotate import CopyError
 from fer_jax.apps.predictor import Face, Predictor
 from fer_jax.apps.table import Add, Table
-from fer_jax.errors import PictureError
+from fer_jax.errors import CopyError, PictureError
 from fer_jax.runs.stop import StopRequest
 
 CHUNK_PIXELS = 16_000_000  # of pictures whose faces share a batch; more than one if they are small
@@ -27,6 +27,7 @@ CHUNK_PICTURES = 16
 
 _QUIET = None  # tqdm's way to show progress to terminals only
 _COPY = "_faces"  # how the name of an annotated copy ends, before .jpg, .mp4 or .avi
+_RECORDING = re.compile(r"camera\d+(_\d+)?")  # a camera's, before that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,8 @@ def find_files(paths: Sequence[Path], out: Path | None) -> tuple[list[Path], Pat
     Args:
       paths: files, which are taken whatever they are called; folders, in which every picture and
         video is taken, by the ending of its name and in alphabetical order. Hidden ones are not.
-        Links to folders are followed, to each folder once.
+        Each folder is searched once; links to folders are followed last, so that a file that has
+        a path without them keeps it.
       out: the folder of annotated copies; those that lie in it are left out.
 
     Returns:
@@ -90,28 +92,41 @@ def find_files(paths: Sequence[Path], out: Path | None) -> tuple[list[Path], Pat
     """
     found: dict[Path, None] = {}
     unread: list[OSError] = []
-    for path in paths:
-        found |= dict.fromkeys(_files_in(path, unread) if os.path.isdir(path) else [path])
+    seen: set[Path] = set()
+    queue = sorted(paths, key=lambda path: os.path.isdir(path) and os.path.islink(path))
+    for path in queue:  # which grows by the links in folders
+        files = _files_in(path, seen, queue, unread) if os.path.isdir(path) else [path]
+        found |= dict.fromkeys(files)
     for error in unread:
         _say(f"{error.filename} cannot be read: {errors.reason(error)}")
     files = [path for path in found if not (out and _is_copy(path, out))]
-    if len(files) < len(found):
-        _say(f"{len(found) - len(files)} annotated copies in {out} are left out")
+    if copies := len(found) - len(files):
+        what, are = ("copies", "are") if copies > 1 else ("copy", "is")
+        _say(f"{copies} annotated {what} in {out} {are} left out")
     roots = {os.path.abspath(p if os.path.isdir(p) else p.parent) for p in paths}
     return files, Path(os.path.commonpath(roots)) if roots else Path(), len(unread)
 
 
-def _files_in(top: Path, unread: list[OSError]) -> Iterator[Path]:
-    """Yields the pictures and videos in a folder; adds to `unread` what cannot be listed."""
+def _files_in(
+    top: Path, seen: set[Path], links: list[Path], unread: list[OSError]
+) -> Iterator[Path]:
+    """Yields the pictures and videos in a folder.
+
+    Args:
+      top: the folder; the others in it are searched too.
+      seen: folders to pass over; those searched are added.
+      links: those to folders are added, and not followed.
+      unread: what cannot be listed is added.
+    """
     known = picture.SUFFIXES | video.SUFFIXES
-    seen: set[Path] = set()
-    for folder, folders, names in os.walk(top, onerror=unread.append, followlinks=True):
+    for folder, folders, names in os.walk(top, onerror=unread.append):
         here = Path(folder)
-        if here.resolve() in seen:  # a link leads back here
+        if here.resolve() in seen:  # named twice, or a link leads back here
             folders.clear()
             continue
         seen.add(here.resolve())
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links += [here / name for name in folders if os.path.islink(here / name)]
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in known:
                 yield here / name
@@ -119,7 +134,14 @@ def _files_in(top: Path, unread: list[OSError]) -> Iterator[Path]:
 
 def _is_copy(path: Path, out: Path) -> bool:
     """Says whether a file is an annotated copy, by its name and place."""
-    named = path.stem.endswith(_COPY) and path.suffix in (".jpg", *video.WRITTEN)
+    if not path.stem.endswith(_COPY):
+        return False
+    source = path.stem.removesuffix(_COPY)
+    ending = Path(source).suffix.lower()
+    if path.suffix in video.WRITTEN:
+        named = ending in video.SUFFIXES or _RECORDING.fullmatch(source) is not None
+    else:
+        named = ending in picture.SUFFIXES and path.suffix == ".jpg"
     return named and path.parent.resolve().is_relative_to(out.resolve())
 
 
@@ -349,12 +371,11 @@ class _Work:
         if not self._options.explain:
             return []
 
-        def heat(face: Face, label: int) -> np.ndarray:
-            # Of this one class, which smoothing may have made another than the frame's own.
-            predict = self._predictor.predict
-            return explain.saliency(lambda images: predict(images)[:, [label]], face.image)
-
-        return [heat(face, int(np.argmax(p))) for face, p in zip(faces, probabilities, strict=True)]
+        # Smoothing may have made the label another than the frame's own.
+        return [
+            explain.saliency(self._predictor.predict, face.image, int(np.argmax(shown)))
+            for face, shown in zip(faces, probabilities, strict=True)
+        ]
 
     def _draw(
         self,
@@ -413,7 +434,7 @@ def _check_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise annotate.unwritable(out, error) from error
+        raise errors.unwritable_copy(out, error) from error
 
 
 def _free_stem(out: Path, name: str) -> Path:
@@ -434,7 +455,7 @@ def _save(image: np.ndarray, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise annotate.unwritable(path, error) from error
+        raise errors.unwritable_copy(path, error) from error
 
 
 def _words(probabilities: np.ndarray, classes: Sequence[str]) -> str:

@@ -12,15 +12,17 @@ Column             Content
 `score`            how sure the detector is, 0.7 to 1; none of `--no-detect`
 `probabilities`    the seven classes' probabilities, which add up to 1, by name in the order of the
                    labels; in CSV `probability_Anger` and so on. Never smoothed
-`weights`          name of the weights that they come from, `@` and how their SHA-256 begins
+`weights`          name of the weights that they come from, `@` and how their SHA-256 begins. The
+                   name may change within a table, what stands behind the last `@` not
 =================  ==============================================================================
 
 A picture, or a processed frame, without a face has one row, in which the fields of a face are none:
 null in JSON lines, empty in CSV. Numbers are the shortest that give the same float32.
 
 A file's rows are written together when it is done, so a file that the table has is complete; but
-for the last one if the table's last byte is no newline, which is then taken out and done again. A
-camera's are written frame by frame; of these only the unfinished line is taken out.
+for the last one if the table ends in a line without a newline that may be its: it is then taken out
+and done again. A camera's are written frame by frame; of these only the unfinished line is taken
+out.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -91,7 +94,8 @@ class Table:
           weights: the weights that predict, as each row names them.
 
         Raises:
-          RecordError: if the file is no such table, is of other weights, or cannot be written.
+          RecordError: if the file is no such table, is of other weights, whatever they are called,
+            or cannot be written.
         """
         self._path, self._kind = path, kind
         self._classes, self._weights = tuple(classes), weights
@@ -177,6 +181,7 @@ class Table:
                         header = self._kind == "csv" and number == 1
                         if header or self._parse(line, number)[0] not in files:
                             kept.write(line)
+                shutil.copymode(path, part)
                 part.replace(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -220,7 +225,7 @@ class Table:
             if number > 1 or self._kind == "json":
                 file, face, camera = self._parse(line, number)
                 if camera:  # its rows have no end to wait for: each is complete
-                    start, current = position + len(line), None
+                    current = None
                 else:
                     if file != current:
                         start, current = position, file
@@ -229,13 +234,13 @@ class Table:
                         with_faces.add(file)
             elif line.decode("utf-8", "replace") != _csv_line(self._columns):
                 raise self._foreign(number)
-            else:
-                start = len(line)
             position += len(line)
         if not line.endswith(b"\n"):
             self._check_is_torn(line, number)
-            self.done.discard(current or "")
-            self._file.truncate(start)
+            if current is not None and self._may_begin(line, current):
+                self.done.discard(current)
+                position = start
+            self._file.truncate(position)
         self.faceless = self.done - with_faces
         if self._file.seek(0, io.SEEK_END) == 0 and self._kind == "csv":
             self._file.write(_csv_line(self._columns).encode())
@@ -257,11 +262,12 @@ class Table:
                 values = next(csv.reader([text]))
                 known = len(values) == len(self._columns)
                 file, frame, face, weights = values[0], values[1], values[3], values[-1]
+            same = weights.rpartition("@")[2] == self._weights.rpartition("@")[2]
         except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
             raise self._foreign(number) from None
         if not known:
             raise self._foreign(number)
-        if weights != self._weights:
+        if not same:
             raise RecordError(
                 f"{self._path} was made with the weights {weights!r}, these are "
                 f"{self._weights!r}; write to another file"
@@ -269,14 +275,21 @@ class Table:
         camera = frame not in (None, "") and _CAMERA.fullmatch(file)
         return file, face not in (None, ""), bool(camera)
 
+    def _may_begin(self, line: bytes, file: str) -> bool:
+        """Says whether the unfinished last line may be of a file."""
+        if self._kind == "json":
+            begins = f'{{"file": {json.dumps(file, ensure_ascii=False)}, '
+        else:
+            begins = _csv_line([file, ""]).rstrip("\n")
+        return _agree(line, begins.encode("utf-8", "surrogateescape"))
+
     def _check_is_torn(self, line: bytes, number: int) -> None:
         """Raises if the unfinished last line is not the beginning of a row."""
         begins = b'{"file": ' if self._kind == "json" else b""
         header = _csv_line(self._columns).encode()
         if self._kind == "csv" and number == 1:
             begins = header
-        shorter = min(len(begins), len(line))
-        if line[:shorter] != begins[:shorter]:
+        if not _agree(line, begins):
             raise self._foreign(number)
 
     def _foreign(self, number: int) -> RecordError:
@@ -301,6 +314,11 @@ def name_of(path: Path) -> str:
 def name_of_camera(index: int) -> str:
     """Returns a camera's name in the table."""
     return f"camera{index}"
+
+
+def _agree(a: bytes, b: bytes) -> bool:
+    """Says whether one begins with the other."""
+    return a.startswith(b) or b.startswith(a)
 
 
 def _csv_line(values: Sequence[Any]) -> str:

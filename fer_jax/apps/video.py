@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import math
 import os
 import shutil
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.apps import annotate, opencv
-from fer_jax.apps.annotate import CopyError
-from fer_jax.errors import PictureError
+from fer_jax import errors
+from fer_jax.apps import opencv
+from fer_jax.errors import CopyError, FerError, PictureError
 
 SUFFIXES = frozenset(
     (".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -225,7 +224,7 @@ class Writer:
         try:
             self._stem.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise annotate.unwritable(self._path, error) from error
+            raise errors.unwritable_copy(self._path, error) from error
         code = cv2.VideoWriter.fourcc(*codec)
         self._writer = cv2.VideoWriter(str(self._part), backend, code, self._rate, (width, height))
         if not self._writer.isOpened():
@@ -253,7 +252,7 @@ class Writer:
             if kind is None:
                 self._complete()
         except OSError as error:
-            raise annotate.unwritable(self._path, error) from error
+            raise errors.unwritable_copy(self._path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 self._part.unlink(missing_ok=True)
@@ -261,7 +260,7 @@ class Writer:
     def _complete(self) -> None:
         if self._frames() != self._written:
             if shutil.disk_usage(self._part.parent).free < _FULL:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise FerError(f"cannot write {self._path}: No space left on device")
             raise CopyError(f"{self._path} cannot be written whole; do its frames differ in size?")
         self._part.replace(self._path)
 
