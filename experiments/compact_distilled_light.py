@@ -2,7 +2,8 @@
 
     uv run launch.py --config=experiments/compact_distilled_light.py
 
-As `experiments/compact_distilled.py`, but with the augmentation of `experiments/compact.py`.
+As `experiments/compact_distilled.py`, but with the augmentation of `experiments/compact.py`: the
+shipped weights `compact_distilled` are of its seed 0.
 """
 
 import runpy
