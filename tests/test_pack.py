@@ -294,7 +294,7 @@ def test_shipped_cards_are_what_python_makes():
     ("name", "path", "differ", "atol"),
     [
         ("compact", "compact_seed0.json", 0, 1e-3),  # predictions in a record are float16
-        ("compact_distilled", "compact_distilled_light_seed0.json", 0, 1e-3),
+        ("compact_distilled", "compact_distilled_light_seed0.json", 1, 1e-3),  # where two are equal
         # Its record's are from a GPU, which rounded factors to TensorFloat-32.
         ("arch03_strong", "nvidia_h100/arch03_strong_seed1.json", 4, 5e-3),
     ],
