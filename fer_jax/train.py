@@ -258,7 +258,7 @@ def _train(run: _Run, state: TrainState, history: list[Row], save: Save, on_step
             if resume.is_out_of_patience(run.config.train.patience, history):
                 log.info("No better %s for %d epochs", SCORE, run.config.train.patience)
                 break
-            _stop_if_asked(run, distributed.largest(run.stop.signum or 0), state, save)
+            _stop_if_asked(run, _signal_to_any(run), state, save)
             train_epoch = train_epoch or loop.make_epoch(
                 run.training, run.train, run.pipeline, run.clock
             )
@@ -273,7 +273,7 @@ def _train(run: _Run, state: TrainState, history: list[Row], save: Save, on_step
             if distributed.is_first():
                 bar.epoch(row, epochs)
             save(state, row[SCORE])
-        _stop_if_asked(run, distributed.largest(run.stop.signum or 0), state, save)
+        _stop_if_asked(run, _signal_to_any(run), state, save)
 
 
 @contextlib.contextmanager
@@ -293,6 +293,11 @@ def _refuse_not_finite(bad_step: int, per_epoch: int) -> None:
             "last good checkpoint is kept; try a lower --config.train.learning_rate in a new "
             "--workdir"
         )
+
+
+def _signal_to_any(run: _Run) -> int:
+    """Returns the signal that asked one of the processes to stop, 0 if none did; all call it."""
+    return distributed.largest(run.stop.signum or 0)
 
 
 def _stop_if_asked(run: _Run, signum: int, state: TrainState, save: Save) -> None:
@@ -329,7 +334,7 @@ def _end_epoch(run: _Run, state: TrainState, epoch: int, train_s: float) -> Row:
 
 def _end_if_asked(run: _Run) -> None:
     """Ends between two evaluations, after the last epoch, if there was a signal."""
-    if signum := distributed.largest(run.stop.signum or 0):
+    if signum := _signal_to_any(run):
         raise Interrupted(
             signum,
             f"Stopped by {signal.Signals(signum).name} after the last epoch; all are saved in "

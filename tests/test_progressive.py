@@ -40,6 +40,13 @@ def first(trained, config, tmp_path):
     return tmp_path / "first", *trained[1:]
 
 
+def train_from(config, folder, workdir):
+    """Trains for one epoch more in a folder of its own; returns the record."""
+    config.train.start_from = str(folder)
+    config.train.epochs = 1
+    return train.train_and_evaluate(config, workdir)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_from_another_without_what_it_disagrees_with(config, first, tmp_path):
     folder, params, predicted = first
@@ -62,9 +69,7 @@ def test_a_run_goes_on_from_another_without_what_it_disagrees_with(config, first
 
 def test_another_start_of_the_same_name_is_refused(config, first, tmp_path):
     folder, _, _ = first
-    config.train.start_from = str(folder)
-    config.train.epochs = 1
-    results = train.train_and_evaluate(config, tmp_path / "second")
+    results = train_from(config, folder, tmp_path / "second")
     shutil.rmtree(folder)
     config.train.start_from, config.seed = None, 1
     train.train_and_evaluate(config, folder)
@@ -76,9 +81,7 @@ def test_another_start_of_the_same_name_is_refused(config, first, tmp_path):
 
 def test_a_run_is_evaluated_without_the_folder_that_it_started_from(config, first, tmp_path):
     folder, _, _ = first
-    config.train.start_from = str(folder)
-    config.train.epochs = 1
-    results = train.train_and_evaluate(config, tmp_path / "second")
+    results = train_from(config, folder, tmp_path / "second")
     shutil.rmtree(folder)
     assert (
         evaluate.evaluate_best(config, tmp_path / "second", "valid") == results["metrics"]["valid"]
@@ -87,9 +90,7 @@ def test_a_run_is_evaluated_without_the_folder_that_it_started_from(config, firs
 
 def test_a_tilde_in_the_folder_is_ones_home(config, first, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    config.train.start_from = "~/first"
-    config.train.epochs = 1
-    assert train.train_and_evaluate(config, tmp_path / "second")["epochs_run"] == 1
+    assert train_from(config, "~/first", tmp_path / "second")["epochs_run"] == 1
 
 
 def test_the_kept_images_are_those_whose_likeliest_class_is_their_label(dataset):

@@ -205,11 +205,11 @@ class Predictor:
 
         return Detector()
 
-    def explain(self, face: Face) -> np.ndarray:
+    def explain(self, face: Face, label: int | None = None) -> np.ndarray:
         """Returns what a prediction rests on; see :func:`fer_jax.apps.explain.saliency`."""
         from fer_jax.apps.explain import saliency
 
-        return saliency(self.predict, face.image)
+        return saliency(self.predict, face.image, label)
 
 
 def _batch_sizes(count: int) -> list[int]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from fer_jax.apps import annotate, explain, picture, table, video
 from fer_jax.apps.predictor import Face, Predictor
 from fer_jax.apps.table import Add, Table
 from fer_jax.errors import CopyError, PictureError
+from fer_jax.runs import workdir
 from fer_jax.runs.stop import StopRequest
 
 CHUNK_PIXELS = 16_000_000  # of pictures whose faces share a batch; more than one if they are small
@@ -373,7 +373,7 @@ class _Work:
 
         # Smoothing may have made the label another than the frame's own.
         return [
-            explain.saliency(self._predictor.predict, face.image, int(np.argmax(shown)))
+            self._predictor.explain(face, int(np.argmax(shown)))
             for face, shown in zip(faces, probabilities, strict=True)
         ]
 
@@ -439,8 +439,7 @@ def _check_writable(out: Path) -> None:
 
 def _free_stem(out: Path, name: str) -> Path:
     """Returns a path without its ending that no recording has yet."""
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    stems = (str(out / f"{name}{_COPY}") for name in names)
+    stems = (str(out / f"{free}{_COPY}") for free in workdir.numbered(name))
     return Path(next(s for s in stems if not any(os.path.exists(s + e) for e in video.WRITTEN)))
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -151,14 +153,16 @@ def create_mesh(requested: int, batch_size: int, parameters: int = 0) -> Mesh:
     devices = jax.devices()
     if jax.process_count() > 1:
         requested = len(devices)
-    count = choose_count(requested, batch_size, len(devices), devices[0].platform, parameters)
-    return Mesh(np.asarray(devices[:count]), (BATCH_AXIS,))
+    return _mesh_of(devices, requested, batch_size, parameters)
 
 
 def create_local_mesh(batch_size: int) -> Mesh:
     """Returns a mesh over devices of this process alone, for what the others do not do."""
-    devices = jax.local_devices()
-    count = choose_count(0, batch_size, len(devices), devices[0].platform, parameters=0)
+    return _mesh_of(jax.local_devices(), 0, batch_size, 0)
+
+
+def _mesh_of(devices: Sequence[Any], requested: int, batch_size: int, parameters: int) -> Mesh:
+    count = choose_count(requested, batch_size, len(devices), devices[0].platform, parameters)
     return Mesh(np.asarray(devices[:count]), (BATCH_AXIS,))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -24,6 +25,12 @@ ROOT = Path("checkpoints")  # where runs land unless told otherwise
 def default_workdir(experiment: str, seed: int) -> Path:
     """Returns the folder of an experiment's run with a seed."""
     return ROOT / f"{experiment}_seed{seed}"
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yields a name, then the same with _2, _3 and so on, to choose one that is free."""
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))
 
 
 @contextlib.contextmanager

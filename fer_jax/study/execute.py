@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import logging
 import signal
 import statistics
@@ -145,8 +144,7 @@ def _set_aside(path: Path, history: Sequence[Any]) -> None:
     if goes_on or not before["test_evaluations"]:
         return
     folder = path.parent.parent / "replaced"
-    ends = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
-    names = (folder / f"{path.stem}{end}.json" for end in ends)
+    names = (folder / f"{name}.json" for name in workdir.numbered(path.stem))
     aside = next(name for name in names if not name.exists())
     try:
         folder.mkdir(exist_ok=True)
