@@ -69,9 +69,23 @@ def test_the_same_network_gives_the_same_bytes(saved, tmp_path):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_what_is_half_as_large_is_named(tmp_path):
+    variables = _variables(_config())
+    name, other, *_ = store.kernels(variables)
+    metadata = store.save(tmp_path / "net", variables, _config(), CLASSES, half=[name])
+    assert metadata["kernels"] == "float16 and float32"
+    arrays = safetensors.numpy.load_file(tmp_path / "net" / store.ARRAYS)
+    assert (arrays[name].dtype, arrays[other].dtype) == (np.float16, np.float32)
+    assert arrays[name].size >= arrays[other].size > arrays[store.kernels(variables)[-1]].size
+    loaded = store.load(tmp_path / "net")[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, store.as_stored(variables, [name]))
+
+
 def test_half_a_files_kernels_are_close_and_the_rest_is_exact(saved, tmp_path):
     variables = _variables(_config())
-    metadata = store.save(tmp_path / "half", variables, _config(), CLASSES, half=True)
+    metadata = store.save(
+        tmp_path / "half", variables, _config(), CLASSES, half=store.kernels(_variables(_config()))
+    )
     assert metadata["kernels"] == "float16"
     sizes = [(folder / store.ARRAYS).stat().st_size for folder in (tmp_path / "half", saved)]
     assert sizes[0] < 0.6 * sizes[1]
@@ -87,11 +101,20 @@ def test_a_fingerprint_is_of_the_weights_whatever_they_are_called(saved, tmp_pat
     assert found == store.sha256(_variables(_config()))[:8]
     assert len(found) == 8
     assert load(saved / store.ARRAYS).fingerprint == found
-    others = [store.as_stored(_variables(_config()), half=True), _variables(_config(), seed=1)]
+    others = [
+        store.as_stored(_variables(_config()), half=store.kernels(_variables(_config()))),
+        _variables(_config(), seed=1),
+    ]
     for variables in others:
         store.save(tmp_path / "other" / "net", variables, _config(), CLASSES)
         assert load(tmp_path / "other" / "net").fingerprint == store.sha256(variables)[:8] != found
-    card = store.save(tmp_path / "half", _variables(_config()), _config(), CLASSES, half=True)
+    card = store.save(
+        tmp_path / "half",
+        _variables(_config()),
+        _config(),
+        CLASSES,
+        half=store.kernels(_variables(_config())),
+    )
     assert load(tmp_path / "half").fingerprint == card["sha256"][:8]
 
 
@@ -125,7 +148,13 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     variables["params"]["conv1"]["kernel"] *= np.float32(1e6)
     store.save(tmp_path / "whole", variables, _config(), CLASSES)
     with pytest.raises(WeightsError, match="conv1/kernel is not finite in float16"):
-        store.save(tmp_path / "half", variables, _config(), CLASSES, half=True)
+        store.save(
+            tmp_path / "half",
+            variables,
+            _config(),
+            CLASSES,
+            half=store.kernels(_variables(_config())),
+        )
     assert not (tmp_path / "half").exists()
 
 

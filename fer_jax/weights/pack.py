@@ -30,7 +30,8 @@ _SHARE = 0.001  # of valid's images, clear ones, that coarser rounding (bfloat16
 def pack(run: Path, out: Path) -> dict[str, Any]:
     """Writes a finished run's best checkpoint as weights, with a card.
 
-    Kernels become float16 where every image of valid and test keeps its class.
+    Kernels become float16, the largest first, as long as every image of valid and test keeps its
+    class.
 
     Args:
       run: the run's folder, with its record.
@@ -55,8 +56,7 @@ def pack(run: Path, out: Path) -> dict[str, Any]:
     classify = _make_classify(config, dataset, len(classes))
     predicted = classify(variables)
     _check_same(run, found, dataset, predicted["valid"])
-    halved = classify(store.as_stored(variables, half=True))
-    half = all(np.array_equal(halved[split], predicted[split]) for split in predicted)
+    half = _halvable(variables, classify, predicted)
     about = {name: found[name] for name in _KEPT if name in found}
     about["calibration"] = card.calibration(found)
     if "views" in found:
@@ -107,6 +107,18 @@ def _make_classify(
         }
 
     return classify
+
+
+def _halvable(
+    variables: Any, classify: Callable[[Any], dict[str, np.ndarray]], predicted: dict[str, Any]
+) -> list[str]:
+    """Returns the kernels that may together be stored as float16 without moving a prediction."""
+    half: list[str] = []
+    for name in store.kernels(variables):
+        classes = classify(store.as_stored(variables, [*half, name]))
+        if all(np.array_equal(classes[split], predicted[split]) for split in predicted):
+            half.append(name)
+    return half
 
 
 def _check_same(run: Path, found: dict[str, Any], dataset: Dataset, classes: np.ndarray) -> None:

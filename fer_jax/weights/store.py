@@ -6,6 +6,7 @@ so that this one alone can be loaded. Nothing is pickled.
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def save(
     config_model: Config,
     classes: tuple[str, ...],
     record: dict[str, Any] | None = None,
-    half: bool = False,
+    half: Collection[str] = (),
 ) -> dict[str, Any]:
     """Writes a trained network.
 
@@ -47,7 +48,8 @@ def save(
       config_model: the `model` part of the configuration that the network was created from.
       classes: names of the logits, in order.
       record: what to keep of the run, as JSON knows it.
-      half: store kernels as float16, which halves the file; :func:`load` gives float32 back.
+      half: names of those arrays ("params/conv1/kernel") that are stored as float16, at half the
+        size; :func:`load` gives float32 back.
 
     Returns:
       The metadata that was written; see :func:`load`.
@@ -67,7 +69,7 @@ def encode(
     config_model: Config,
     classes: tuple[str, ...],
     record: dict[str, Any] | None,
-    half: bool,
+    half: Collection[str],
 ) -> tuple[bytes, dict[str, Any]]:
     """Returns the file of arrays and the metadata that :func:`save` writes; nothing is written.
 
@@ -79,8 +81,7 @@ def encode(
     """
     arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
     _check_network(_create(config_model, classes, str(folder)), arrays, str(folder))
-    if half:
-        arrays = {name: _halved(array) for name, array in arrays.items()}
+    arrays = _halved(arrays, half)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise WeightsError(f"{folder}: {name} is not finite in {array.dtype}; nothing is saved")
@@ -91,7 +92,7 @@ def encode(
         "input": {"shape": list(IMAGE_SHAPE), "dtype": "uint8", "colour": "grey"},
         "preprocessing": "pixels / 255 as float32; whatever else is done, the network does",
         "output": "logits, float32, one for each class; their softmax are probabilities",
-        "kernels": "float16" if half else "float32",
+        "kernels": " and ".join(sorted({a.dtype.name for a in arrays.values() if a.ndim > 1})),
         "parameters": sum(array.size for array in arrays.values()),
         "sha256": _sha256(arrays),
         "record": record,
@@ -119,7 +120,7 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
 
     Returns:
       The network, created for one device; its variables, float32; and the metadata: `model` (its
-      configuration), `classes`, `input`, `preprocessing`, `output`, `kernels` (their stored type),
+      configuration), `classes`, `input`, `preprocessing`, `output`, `kernels` (their stored types),
       `parameters` (their number, running statistics included), `sha256` (of the arrays) and
       `record`.
 
@@ -150,18 +151,23 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     return model, traverse_util.unflatten_dict(named), metadata
 
 
-def as_stored(variables: dict[str, Any], half: bool) -> dict[str, Any]:
+def as_stored(variables: dict[str, Any], half: Collection[str]) -> dict[str, Any]:
     """Returns variables, float32, as :func:`load` gives them back after :func:`save`."""
     arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
-    if half:
-        arrays = {name: _halved(array).astype(np.float32) for name, array in arrays.items()}
+    arrays = {name: array.astype(np.float32) for name, array in _halved(arrays, half).items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _halved(array: np.ndarray) -> np.ndarray:
-    """Returns a kernel as float16, infinite where that cannot hold it; other arrays as they are."""
+def kernels(variables: dict[str, Any]) -> list[str]:
+    """Returns the names of a network's kernels, the largest first."""
+    found = {name: a.size for name, a in _flatten(variables).items() if a.ndim > 1}
+    return sorted(found, key=lambda name: -found[name])
+
+
+def _halved(arrays: dict[str, np.ndarray], half: Collection[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays, those named as float16: infinite where that cannot hold them."""
     with np.errstate(over="ignore"):
-        return array.astype(np.float16) if array.ndim > 1 else array
+        return {n: array.astype(np.float16) if n in half else array for n, array in arrays.items()}
 
 
 def sha256(variables: dict[str, Any]) -> str:
