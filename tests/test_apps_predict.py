@@ -109,6 +109,30 @@ def test_always_a_list():
     assert of.predict_pictures([]) == []
 
 
+def test_pictures_side_by_side_are_as_each_alone():
+    of = predictor()
+    whole = group()
+    sources = [
+        whole,
+        photograph(),
+        whole[:, ::-1],
+        whole[::2, ::2],
+        np.zeros((90, 90, 3), np.uint8),
+    ]
+    together = of.predict_pictures(sources * 3)
+    for faces, source in zip(together, sources * 3, strict=True):
+        for ours, alone in zip(faces, of.detect_and_predict(source), strict=True):
+            assert (ours.score, ours.square) == (alone.score, alone.square)
+            np.testing.assert_array_equal(ours.points, alone.points)
+            np.testing.assert_array_equal(ours.image, alone.image)
+            np.testing.assert_allclose(ours.probabilities, alone.probabilities, rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_read_ends_all_that_are_side_by_side(tmp_path):
+    with pytest.raises(PictureError, match=r"missing\.jpg"):
+        predictor().predict_pictures([photograph(), tmp_path / "missing.jpg", photograph()])
+
+
 def test_a_file_and_its_array_give_the_same(tmp_path):
     path = tmp_path / "colour.png"
     Image.fromarray(photograph()).save(path)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ class Predictor:
         self.fingerprint = sha256[:8]
         self._variables = devices.put(variables, devices.replicated(mesh))
         self._programs: dict[int, Any] = {}  # by how many images they take
+        self._own = threading.local()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Predicts from pictures of one face each, such as FER2013's.
@@ -173,7 +176,9 @@ class Predictor:
         Returns:
           The faces of each picture.
         """
-        faces = [self._faces(_to_picture(source), detect) for source in sources]
+        # OpenCV alone hardly profits from a second core: side by side, a video is a quarter faster.
+        each = self._threads.map if len(sources) > 1 else map
+        faces = list(each(lambda source: self._faces(_to_picture(source), detect), sources))
         images = [face.image for those in faces for face in those]
         if not images:
             return faces
@@ -200,10 +205,19 @@ class Predictor:
         return faces
 
     @functools.cached_property
-    def _detector(self) -> Any:
-        from fer_jax.apps.detect import Detector
+    def _threads(self) -> ThreadPoolExecutor:
+        from fer_jax.machine import environment
 
-        return Detector()
+        return ThreadPoolExecutor(environment.cpu_cores())
+
+    @property
+    def _detector(self) -> Any:
+        """A detector of this thread's own."""
+        if not hasattr(self._own, "detector"):
+            from fer_jax.apps.detect import Detector
+
+            self._own.detector = Detector()
+        return self._own.detector
 
     def explain(self, face: Face, label: int | None = None) -> np.ndarray:
         """Returns what a prediction rests on; see :func:`fer_jax.apps.explain.saliency`."""
