@@ -24,6 +24,7 @@ RECIPES = {
     "mini_xception_strong": "mini-XCEPTION, recipe of Compact",
     "fully_cnn_strong": "sequential fully-CNN, recipe and dropout of Compact",
     "compact": "Compact",
+    "compact_muon_strong": "Compact, Muon, strong augmentation",
     "compact_distilled": "Compact, distilled",
     "compact_distilled_light": "Compact, distilled, light augmentation",
     "compact_ensemble": "Compact, ensemble",
