@@ -15,13 +15,10 @@ from pathlib import Path
 
 def get_config():
     """Returns the experiment's configuration."""
-    ablation, muon = _experiment("compact_ablation"), _experiment("compact_muon")
-    config = _experiment("compact")["get_config"]()
+    config = _experiment("compact_muon_strong")["get_config"]()
     config.experiment = "compact_distilled"
     config.train.epochs = 30
-    config.train.warmup_epochs = 1.0
-    config.train.weight_decay = muon["DECAY"]
-    config.update_from_flattened_dict(ablation["MUON"] | ablation["STRONG"] | muon["TAUGHT"])
+    config.update_from_flattened_dict(_experiment("compact_muon")["TAUGHT"])
     return config
 
 

@@ -112,15 +112,9 @@ def test_always_a_list():
 def test_pictures_side_by_side_are_as_each_alone():
     of = predictor()
     whole = group()
-    sources = [
-        whole,
-        photograph(),
-        whole[:, ::-1],
-        whole[::2, ::2],
-        np.zeros((90, 90, 3), np.uint8),
-    ]
-    together = of.predict_pictures(sources * 3)
-    for faces, source in zip(together, sources * 3, strict=True):
+    empty = np.zeros((90, 90, 3), np.uint8)
+    sources = [whole, photograph(), whole[:, ::-1], whole[::2, ::2], empty] * 3
+    for faces, source in zip(of.predict_pictures(sources), sources, strict=True):
         for ours, alone in zip(faces, of.detect_and_predict(source), strict=True):
             assert (ours.score, ours.square) == (alone.score, alone.square)
             np.testing.assert_array_equal(ours.points, alone.points)

@@ -308,8 +308,8 @@ def test_shipped_cards_are_what_python_makes():
 @pytest.mark.parametrize(
     ("name", "path", "differ", "atol"),
     [
-        # Kernels are float16, and predictions in a record too, where two may then be equal.
-        ("compact", "compact_seed0.json", 0, 2e-3),
+        # Predictions in a record are float16, where two may be equal, and so are most kernels.
+        ("compact", "compact_seed0.json", 0, 1e-3),
         ("compact_distilled", "compact_distilled_light_seed0.json", 1, 2e-3),
         # Its record's are from a GPU, which rounded factors to TensorFloat-32.
         ("arch03_strong", "nvidia_h100/arch03_strong_seed1.json", 4, 5e-3),

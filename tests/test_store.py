@@ -83,9 +83,8 @@ def test_what_is_half_as_large_is_named(tmp_path):
 
 def test_half_a_files_kernels_are_close_and_the_rest_is_exact(saved, tmp_path):
     variables = _variables(_config())
-    metadata = store.save(
-        tmp_path / "half", variables, _config(), CLASSES, half=store.kernels(_variables(_config()))
-    )
+    kernels = store.kernels(variables)
+    metadata = store.save(tmp_path / "half", variables, _config(), CLASSES, half=kernels)
     assert metadata["kernels"] == "float16"
     sizes = [(folder / store.ARRAYS).stat().st_size for folder in (tmp_path / "half", saved)]
     assert sizes[0] < 0.6 * sizes[1]
@@ -101,20 +100,13 @@ def test_a_fingerprint_is_of_the_weights_whatever_they_are_called(saved, tmp_pat
     assert found == store.sha256(_variables(_config()))[:8]
     assert len(found) == 8
     assert load(saved / store.ARRAYS).fingerprint == found
-    others = [
-        store.as_stored(_variables(_config()), half=store.kernels(_variables(_config()))),
-        _variables(_config(), seed=1),
-    ]
-    for variables in others:
-        store.save(tmp_path / "other" / "net", variables, _config(), CLASSES)
-        assert load(tmp_path / "other" / "net").fingerprint == store.sha256(variables)[:8] != found
-    card = store.save(
-        tmp_path / "half",
-        _variables(_config()),
-        _config(),
-        CLASSES,
-        half=store.kernels(_variables(_config())),
-    )
+    variables = _variables(_config())
+    kernels = store.kernels(variables)
+    others = [store.as_stored(variables, half=kernels), _variables(_config(), seed=1)]
+    for other in others:
+        store.save(tmp_path / "other" / "net", other, _config(), CLASSES)
+        assert load(tmp_path / "other" / "net").fingerprint == store.sha256(other)[:8] != found
+    card = store.save(tmp_path / "half", variables, _config(), CLASSES, half=kernels)
     assert load(tmp_path / "half").fingerprint == card["sha256"][:8]
 
 
@@ -148,13 +140,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     variables["params"]["conv1"]["kernel"] *= np.float32(1e6)
     store.save(tmp_path / "whole", variables, _config(), CLASSES)
     with pytest.raises(WeightsError, match="conv1/kernel is not finite in float16"):
-        store.save(
-            tmp_path / "half",
-            variables,
-            _config(),
-            CLASSES,
-            half=store.kernels(_variables(_config())),
-        )
+        store.save(tmp_path / "half", variables, _config(), CLASSES, half=store.kernels(variables))
     assert not (tmp_path / "half").exists()
 
 

@@ -176,7 +176,7 @@ class Predictor:
         Returns:
           The faces of each picture.
         """
-        # OpenCV alone hardly profits from a second core: side by side, a video is a quarter faster.
+        # Side by side, so that no core waits while another cuts out a face or prepares a search.
         each = self._threads.map if len(sources) > 1 else map
         faces = list(each(lambda source: self._faces(_to_picture(source), detect), sources))
         images = [face.image for those in faces for face in those]

@@ -79,7 +79,7 @@ def encode(
     Raises:
       WeightsError: as :func:`save` does.
     """
-    arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
+    arrays = _arrays(variables)
     _check_network(_create(config_model, classes, str(folder)), arrays, str(folder))
     arrays = _halved(arrays, half)
     for name, array in arrays.items():
@@ -153,7 +153,7 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
 
 def as_stored(variables: dict[str, Any], half: Collection[str]) -> dict[str, Any]:
     """Returns variables, float32, as :func:`load` gives them back after :func:`save`."""
-    arrays = {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
+    arrays = _arrays(variables)
     arrays = {name: array.astype(np.float32) for name, array in _halved(arrays, half).items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
@@ -172,7 +172,11 @@ def _halved(arrays: dict[str, np.ndarray], half: Collection[str]) -> dict[str, n
 
 def sha256(variables: dict[str, Any]) -> str:
     """Returns the hash that :func:`save` keeps of these variables, float32."""
-    return _sha256({name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()})
+    return _sha256(_arrays(variables))
+
+
+def _arrays(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(a, np.float32) for name, a in _flatten(variables).items()}
 
 
 def _flatten(variables: dict[str, Any]) -> dict[str, Any]:
