@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fer_jax.apps import prepared
 from fer_jax.models import MODELS
+from fer_jax.models.layers import BatchNorm
 from fer_jax.ops import native
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 1)).astype(np.uint8)
@@ -19,10 +20,15 @@ def log_probabilities(model, variables):
 
 def differing(variables):
     """What training would leave: no value as it was at the start, variances above zero."""
-    leaves, structure = jax.tree.flatten(variables)
+    leaves, structure = jax.tree.flatten_with_path(variables)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [x + 0.1 * jax.random.uniform(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+
+    def moved(path, x, key):
+        by = 0.1 * jax.random.uniform(key, x.shape)
+        return x * (1 + by) if path[-1].key == "kernel" else x + by  # else deep networks overflow
+
+    found = [moved(*leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, found)
 
 
 @pytest.fixture(params=["library", "xla"])
@@ -35,12 +41,44 @@ def convolutions(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("convolutions")
-@pytest.mark.parametrize("name", ["compact", "mini_xception", "arch03"])
+@pytest.mark.parametrize(
+    "name",
+    ["compact", "mini_xception", "arch03"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("fully_cnn", "resnet18", "gudi")],
+)
 def test_says_what_the_network_says(name):
     model = MODELS[name]()
     variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
-    found = prepared.make_predict_one(model)(prepared.prepare(variables), IMAGE)
+    found = prepared.make_predict_one(model, variables)(IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
+
+
+class Normalised(nn.Module):
+    """A normalisation behind a convolution of each kind, and one behind another layer."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = BatchNorm(relu=True, name="norm0")(nn.Conv(16, (3, 3), name="narrow")(x), train=train)
+        x = nn.Conv(32, (3, 3), use_bias=False, name="plain")(x)
+        x = BatchNorm(relu=True, name="norm1")(x, train=train)
+        x = nn.Conv(32, (3, 3), padding="VALID", name="biased")(x)
+        x = shortcut = BatchNorm(epsilon=0.1, name="norm2")(x, train=train)
+        x = BatchNorm(name="norm3")(nn.relu(x), train=train)
+        x = nn.Conv(32, (3, 3), name="alone")(x) + shortcut
+        return nn.Dense(7, name="logits")(x.mean((1, 2)))
+
+
+def test_a_normalisation_behind_a_convolution_is_part_of_it(convolutions):
+    model = Normalised()
+    variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
+    predict_one = prepared.make_predict_one(model, variables)
+    found = predict_one(IMAGE)
+    np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
+    program = jax.jit(predict_one).lower(IMAGE).as_text()
+    assert program.count("stablehlo.rsqrt") == 2  # behind `narrow`, and behind the ReLU
+    if convolutions == "library":
+        assert program.count("relu = true") == 1
+        assert program.count("relu = false") == 2
 
 
 class Layers(nn.Module):
@@ -62,10 +100,10 @@ class Layers(nn.Module):
 def test_layers_of_other_kinds_are_left_to_themselves(convolutions):
     model = Layers()
     variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
-    predict_one, ready = prepared.make_predict_one(model), prepared.prepare(variables)
-    found = predict_one(ready, IMAGE)
+    predict_one = prepared.make_predict_one(model, variables)
+    found = predict_one(IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
-    program = jax.jit(predict_one).lower(ready, IMAGE).as_text()
+    program = jax.jit(predict_one).lower(IMAGE).as_text()
     products, calls = (0, 3) if convolutions == "library" else (3, 0)
     assert program.count("stablehlo.dot_general") - 1 == products  # and the classes' own
     assert program.count("@fer_jax_transformed_convolution") == calls

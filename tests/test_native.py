@@ -385,7 +385,7 @@ CALLS = {
     "transformed_convolution": (
         [(2, 6, 6, 16), (16, 512), (32,)],
         [(2, 4, 4, 32)],
-        {"padding": [0, 0, 0, 0]},
+        {"padding": [0, 0, 0, 0], "relu": False},
     ),
     "kernel_gradient": (
         [(2, 6, 6, 16), (2, 4, 4, 32)],

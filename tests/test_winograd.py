@@ -24,10 +24,14 @@ def assert_equals_lax(x, kernel, padding, panel):
     bias = normal(kernel.shape[3])
     expected = np.asarray(lax_float64(x, kernel, padding)) + np.asarray(bias, np.float64)
     transformed = jnp.asarray(winograd.transform(kernel, panel))
-    found = jax.jit(winograd.convolution, static_argnums=3)(x, transformed, bias, padding)
-    assert found.shape == expected.shape
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)
+    convolve = jax.jit(winograd.convolution, static_argnums=(3, 4))
+    tolerance = 1e-5 * np.abs(expected).max() + 1e-6
+    for relu in (False, True):
+        found = convolve(x, transformed, bias, padding, relu)
+        expected = np.maximum(expected, 0) if relu else expected
+        assert found.shape == expected.shape
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 @few_examples
@@ -58,13 +62,20 @@ def test_the_library_equals_lax_in_float64(images, size, channels, features, pad
 
 
 @needs_library
-def test_tasks_that_share_tiles_in_the_library_change_no_bit(monkeypatch):
-    x, kernel, bias = normal(2, 40, 40, 48), normal(3, 3, 48, 48), normal(48)
+@pytest.mark.parametrize(
+    ("images", "side", "features"),
+    # Of 400 tiles an image, in strips of 80 or 168, tasks share the tiles; of 9, the features.
+    [(2, 40, 48), (1, 5, 208), (1, 6, 16)],
+)
+def test_tasks_that_share_a_convolution_in_the_library_change_no_bit(
+    images, side, features, monkeypatch
+):
+    x, kernel, bias = normal(images, side, side, 48), normal(3, 3, 48, features), normal(features)
     transformed = jnp.asarray(winograd.transform(kernel, native.panel()))
     found = []
-    for tasks in (1, 2, 7, 1000):  # of 400 tiles an image, in strips of 80 or 168
+    for tasks in (1, 2, 7, 1000):
         monkeypatch.setattr(native, "_tasks", lambda tasks=tasks: tasks)
-        found.append(winograd.convolution(x, transformed, bias, "SAME"))
+        found.append(winograd.convolution(x, transformed, bias, "SAME", False))
     expected = np.asarray(lax_float64(x, kernel, "SAME"))
     np.testing.assert_allclose(found[0], expected + np.asarray(bias), rtol=0, atol=1e-3)  # of 100
     for other in found[1:]:
@@ -87,5 +98,5 @@ def test_whole_numbers_come_out_exactly(padding):
     expected = lax_float64(x, kernel, padding)
     for panel in (None, native.panel()) if native.available() else (None,):
         transformed = jnp.asarray(winograd.transform(kernel, panel))
-        found = winograd.convolution(jnp.asarray(x), transformed, jnp.zeros(16), padding)
+        found = winograd.convolution(jnp.asarray(x), transformed, jnp.zeros(16), padding, False)
         np.testing.assert_array_equal(found, expected)

@@ -141,9 +141,8 @@ class Predictor:
         from fer_jax.predict import make_predict
 
         if size == 1 and self._mesh.devices.flat[0].platform == "cpu":
-            predict_one = prepared.make_predict_one(self._model)
-            variables = prepared.prepare(self._variables)
-            return lambda images: np.asarray(predict_one(variables, images))
+            predict_one = prepared.make_predict_one(self._model, self._variables)
+            return lambda images: np.asarray(predict_one(images))
         predict = make_predict(self._model, self._mesh, size)
         return lambda images: predict(self._variables, images)
 

@@ -217,25 +217,27 @@ def fits_transformed(channels: int, features: int) -> bool:
 
 
 def transformed_convolution(
-    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding
+    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding, *, relu: bool
 ) -> jax.Array:
     """Convolves with strides of 1 and a 3x3 kernel that was transformed beforehand.
 
     It must be one that :func:`fits_transformed`.
 
     Args:
-      images: `[batch, height, width, channels]` float32. All cores share the tiles of one alone.
+      images: `[batch, height, width, channels]` float32. All cores share the work for one alone.
       transformed: `[16, channels * features]` float32, from
         :func:`fer_jax.ops.winograd.transform`, with :func:`panel`.
       bias: `[features]` float32, added.
       padding: two (low, high) pairs, none negative.
+      relu: whether negative results become 0.
 
     Returns:
       `[batch, out_height, out_width, features]` float32.
     """
     shape = conv_shape(images.shape, (3, 3, images.shape[3], bias.shape[0]), padding)
     out = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return _call("transformed_convolution", out, images, transformed, bias, padding=padding)
+    arrays = (images, transformed, bias)
+    return _call("transformed_convolution", out, *arrays, padding=padding, relu=relu)
 
 
 def kernel_gradient(

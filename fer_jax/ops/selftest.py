@@ -100,9 +100,11 @@ def check_transformed(
 ) -> None:
     """Checks a convolution with a kernel that was transformed beforehand."""
     transformed = jnp.asarray(winograd.transform(np.asarray(kernel), native.panel()))
-    out = native.transformed_convolution(images, transformed, bias, padding)
     expected = _convolve(images, kernel, _ONES, padding) + np.asarray(bias)
-    _compare("convolution with a transformed kernel", out, expected)
+    for relu in (False, True):
+        out = native.transformed_convolution(images, transformed, bias, padding, relu=relu)
+        expected = np.maximum(expected, 0) if relu else expected
+        _compare("convolution with a transformed kernel", out, expected)
 
 
 def check_pooled(

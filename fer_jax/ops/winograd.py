@@ -39,7 +39,7 @@ def transform(kernel: np.ndarray, panel: int | None = None) -> np.ndarray:
 
 
 def convolution(
-    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding
+    images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding, relu: bool
 ) -> jax.Array:
     """Convolves with strides of 1.
 
@@ -49,6 +49,7 @@ def convolution(
         must then be one that :func:`native.fits_transformed`.
       bias: `[features]` float32, added.
       padding: "SAME", "VALID" or two (low, high) pairs, none negative.
+      relu: whether negative results become 0.
 
     Returns:
       `[batch, out_height, out_width, features]` float32: what `lax.conv_general_dilated` gives, but
@@ -57,8 +58,9 @@ def convolution(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], KERNEL, (1, 1), padding)
     if transformed.ndim == 2:
-        return native.transformed_convolution(images, transformed, bias, padding)
-    return _xla_convolution(images, transformed, padding) + bias[None, None, None]
+        return native.transformed_convolution(images, transformed, bias, padding, relu=relu)
+    out = _xla_convolution(images, transformed, padding) + bias[None, None, None]
+    return jax.nn.relu(out) if relu else out
 
 
 def _xla_convolution(images, transformed, padding):

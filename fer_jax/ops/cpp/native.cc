@@ -271,8 +271,8 @@ class Kernel {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
     const bool by_tiles = with_tile(tile_, [&](auto side) {
       const int64_t tiles = Tiles<side>(s_).count;  // of an image
-      convolve_winograd<side, Type>(s_, images, begin * tiles, end * tiles, *transformed_, bias,
-                                    relu, output, done);
+      convolve_winograd<side, Type>(s_, images, begin * tiles, end * tiles, *transformed_, s_.f,
+                                    bias, relu, output, done);
     });
     for (int64_t i = begin; i < end && !by_tiles; ++i) {
       ::convolve(s_, images[i], kernel_, bias, relu, output(i));
@@ -397,26 +397,35 @@ auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding
 }
 
 // `kernel` is [16, c * f], in panels. Tasks share the tiles, whatever the images: one alone keeps all
-// cores busy. Tiles are of 2x2: an image has few, and for tiles of 4x4 there is 36 / 16 times as much
-// of a kernel to read.
-auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, Array images,
-                             Table kernel, Bias bias, Result out) {
+// cores busy. Where there are more features, they share those, and so read the kernel, which takes
+// longer than the products of few tiles, only once between them. Tiles are of 2x2: an image has few,
+// and for tiles of 4x4 there is 36 / 16 times as much of a kernel to read.
+auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, bool relu,
+                             Array images, Table kernel, Bias bias, Result out) {
   const int64_t f = bias.dimensions()[0], sides[] = {3, 3, images.dimensions()[3], f};
   const Shape s = dense_shape_of(images, Ints(sides, 4), kNoStrides, padding);
   if (s.c % 16) refuse("the images' last axis", std::to_string(s.c), "a multiple of 16");
   check_shape("the transformed kernel's shape", kernel.dimensions(), {kElements<2>, s.c * s.f});
   check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
   const int64_t all = s.n * Tiles<2>(s).count;
+  const bool share_features = f > all;
   // A share of fewer tiles than a block would walk over the kernel as one that fills it does.
-  return [=, tasks = std::clamp<int64_t>((all + kShort - 1) / kShort, 1, tasks),
-          images = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
-          out = out->typed_data()] {
-    const KernelPanels ready{kernel, s.c * s.f};
+  const int64_t unit = share_features ? kPanel : kShort;
+  const int64_t most = ((share_features ? f : all) + unit - 1) / unit;
+  return [=, tasks = std::clamp<int64_t>(most, 1, tasks), images = images.typed_data(),
+          kernel = kernel.typed_data(), bias = bias.typed_data(), out = out->typed_data()] {
     run_tasks(pool, tasks, [&](int64_t task) {
-      const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
+      int64_t tiles[] = {0, all}, features[] = {0, f};
+      for (int64_t i = 0; i < 2; ++i)
+        if (share_features)
+          features[i] = std::min(most * (task + i) / tasks * unit, f);
+        else
+          tiles[i] = all * (task + i) / tasks;
+      const KernelPanels ready{kernel + features[0] * s.c, s.c * f};
+      const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * f + features[0]; };
       Images padded(s, images);
-      convolve_winograd<2, Float32>(s, padded, all * task / tasks, all * (task + 1) / tasks, ready,
-                                    bias, false, output, [](int64_t) {});
+      convolve_winograd<2, Float32>(s, padded, tiles[0], tiles[1], ready, features[1] - features[0],
+                                    bias + features[0], relu, output, [](int64_t) {});
     });
   };
 }
@@ -698,7 +707,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     DENSE.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Bias>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     fer_jax_transformed_convolution, Handler<transformed_convolution>(),
-    SHARED.Attr<Ints>("padding").Arg<Array>().Arg<Table>().Arg<Bias>().Ret<Array>());
+    SHARED.Attr<Ints>("padding").Attr<bool>("relu").Arg<Array>().Arg<Table>().Arg<Bias>()
+        .Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_kernel_gradient, Handler<kernel_gradient>(),
                               DENSE.Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -274,11 +274,11 @@ class Transformed {
 // Transformed images and outputs side by side, for `most` tiles or what fits in a strip.
 template <int M, typename In, typename Out>
 struct Strip {
-  Strip(const Shape& s, int64_t most, int64_t in_bytes, int64_t out_bytes)
+  Strip(int64_t c, int64_t f, int64_t most, int64_t in_bytes, int64_t out_bytes)
       : tiles(std::min(most, std::max<int64_t>(
-            kStripBytes / (kElements<M> * (in_bytes * s.c + out_bytes * s.f)) / kShort * kShort,
+            kStripBytes / (kElements<M> * (in_bytes * c + out_bytes * f)) / kShort * kShort,
             kShort))),
-        in(kElements<M>, tiles, s.c), out(kElements<M>, tiles, s.f) {}
+        in(kElements<M>, tiles, c), out(kElements<M>, tiles, f) {}
 
   const int64_t tiles;
   Transformed<In> in;
@@ -352,14 +352,15 @@ inline void for_pixels(const Shape& s, int64_t tile, const Visit& visit) {
       if (y + i < s.oh && x + j < s.ow) visit(i, j, ((y + i) * s.ow + x + j) * s.f);
 }
 
-// out[...] = A' m A + bias for tiles [first, first + count) of an output, with m = sums[at ...].
+// out[...] = A' m A + bias for tiles [first, first + count) of an output and its first `features`,
+// with m = sums[at ...].
 template <int M>
-void inverse_transform_output(const Shape& s, Transformed<Floats>& sums, int64_t at,
-                              const float* bias, bool relu, int64_t first, int64_t count,
-                              float* out) {
+void inverse_transform_output(const Shape& s, int64_t features, Transformed<Floats>& sums,
+                              int64_t at, const float* bias, bool relu, int64_t first,
+                              int64_t count, float* out) {
   const Vector least = least_output(relu);
   for (int64_t tile = first; tile < first + count; ++tile, ++at)
-    for (int64_t f = 0; f < s.f; f += kLanes) {
+    for (int64_t f = 0; f < features; f += kLanes) {
       Square<M + 2> m;
       Square<M> result;
       sums.get(at, f, m);
@@ -435,31 +436,31 @@ struct WinogradTile {
   }
 };
 
-// Convolves tiles [begin, end) of a batch with a transformed kernel [elements, c, f] in panels. Each
-// result goes to output(i) of its image; done(i) is called when an image's last tile is there, before
-// output(i + 1) is written to: it is then whole, unless they began within it. A strip may hold tiles
-// of several images.
+// Convolves tiles [begin, end) of a batch with the first `features` of a transformed kernel
+// [elements, c, f] in panels. Each result goes to output(i) of its image; done(i) is called when an
+// image's last tile is there, before output(i + 1) is written to: it is then whole, unless they began
+// within it. A strip may hold tiles of several images.
 template <int M, typename Type, typename Images, typename Kernel, typename Output, typename Done>
 void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
-                       const Kernel& kernel, const float* bias, bool relu, const Output& output,
-                       const Done& done) {
+                       const Kernel& kernel, int64_t features, const float* bias, bool relu,
+                       const Output& output, const Done& done) {
   struct Run {
     int64_t image, first, count;
   };
   using Number = typename Type::Images::Number;
   const int64_t all = Tiles<M>(s).count;
-  Strip<M, typename Type::Images, Floats> strip(s, end - begin, Type::kBytes, 4);
+  Strip<M, typename Type::Images, Floats> strip(s.c, features, end - begin, Type::kBytes, 4);
   std::vector<Run> runs;
   int64_t filled = 0;
   const auto finish = [&] {
     for (int k = 0; k < kElements<M>; ++k) {
-      WinogradTile<Number> tile{Type::Images::size(1, s.c), s.f, strip.in.element(k),
+      WinogradTile<Number> tile{Type::Images::size(1, s.c), features, strip.in.element(k),
                                 kernel.element(k), strip.out.element(k)};
-      cover<kShort>(0, filled, s.f, tile);
+      cover<kShort>(0, filled, features, tile);
     }
     int64_t at = 0;
     for (const Run& run : runs) {
-      inverse_transform_output<M>(s, strip.out, at, bias, relu, run.first, run.count,
+      inverse_transform_output<M>(s, features, strip.out, at, bias, relu, run.first, run.count,
                                   output(run.image));
       at += run.count;
       if (run.first + run.count == all) done(run.image);
@@ -505,7 +506,7 @@ class WinogradGradients {
   static int64_t size(const Shape& s) { return kElements<M> * s.c * s.f; }
 
   WinogradGradients(const Shape& s, float* sums)
-      : s_(s), sums_(sums), strip_(s, s.n * Tiles<M>(s).count, Type::kBytes, Type::kBytes) {}
+      : s_(s), sums_(sums), strip_(s.c, s.f, s.n * Tiles<M>(s).count, Type::kBytes, Type::kBytes) {}
 
   void add(const float* image, const float* grad) {
     const int64_t all = Tiles<M>(s_).count;
