@@ -1,6 +1,6 @@
-"""The study's Architecture 02 at batch 16, the "first representation" of its table 4.
+"""The paper's Architecture 02 at batch 16, the "first representation" of its table 4.
 
-The study prints accuracy 0.718, loss 0.757, 72 h.
+The paper prints accuracy 0.718, loss 0.757, 72 h.
 
     uv run launch.py --config=experiments/arch02_bs16.py
 """
@@ -14,5 +14,5 @@ def get_config():
     config.experiment = "arch02_bs16"
     config.model.name = "arch02"
     config.train.batch_size = 16
-    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
+    config.train.eval_on_train = True  # the paper's figures are compared with and without dropout
     return config

@@ -1,6 +1,6 @@
-"""The study's Architecture 03.
+"""The paper's Architecture 03.
 
-Its batch size is not given; 96 is the better of the two that the study names. The study prints
+Its batch size is not given; 96 is the better of the two that the paper names. The paper prints
 accuracy 0.889, loss 0.29, 72 h.
 
     uv run launch.py --config=experiments/arch03.py
@@ -14,5 +14,5 @@ def get_config():
     config = default_config()
     config.experiment = "arch03"
     config.model.name = "arch03"
-    config.train.eval_on_train = True  # the study's figures are compared with and without dropout
+    config.train.eval_on_train = True  # the paper's figures are compared with and without dropout
     return config

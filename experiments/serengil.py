@@ -1,9 +1,9 @@
-"""Serengil 2018: the study's Architecture 01, a public Keras script for FER2013.
+"""Serengil 2018: the paper's Architecture 01, a public Keras script for FER2013.
 
 uv run launch.py --config=experiments/serengil.py
 
 The network is Architecture 01 itself (1,485,831 parameters), with the script's dropout of 0.2. The
-study prints 0.92: its author's own accuracy on the training images; the same author gives 0.5743 on
+paper prints 0.92: its author's own accuracy on the training images; the same author gives 0.5743 on
 PublicTest.
 """
 

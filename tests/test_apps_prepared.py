@@ -44,7 +44,10 @@ def convolutions(request, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     ["compact", "mini_xception", "arch03"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("fully_cnn", "resnet18", "gudi")],
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("fully_cnn", "alexnet", "xception", "resnet18", "resnet50")
+    ],
 )
 def test_says_what_the_network_says(name):
     model = MODELS[name]()

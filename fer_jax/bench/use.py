@@ -45,8 +45,8 @@ def _predict(found: dict[str, Any]) -> str:
         markdown.table(("What", "Cores", "ms a call", "Calls a second"), rows)
         + f"\n\n`{found['weights']}` on {machine(found)}; medians over {rounds} rounds "
         f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
-        f"{frame['detector_per_s']:.1f} frames a second, of which {frame['of_detector']:.0%} are "
-        "left with the network behind it, in a video."
+        f"{frame['detector_per_s']:.1f} frames a second; a video with the network behind it goes "
+        f"at {frame['of_detector']:.0%} of the detector's rate, the median of the rounds' ratios."
     )
 
 

@@ -224,7 +224,7 @@ def transformed_convolution(
     It must be one that :func:`fits_transformed`.
 
     Args:
-      images: `[batch, height, width, channels]` float32. All cores share the work for one alone.
+      images: `[batch, height, width, channels]` float32. Several cores share one alone.
       transformed: `[16, channels * features]` float32, from
         :func:`fer_jax.ops.winograd.transform`, with :func:`panel`.
       bias: `[features]` float32, added.

@@ -104,7 +104,7 @@ def check_transformed(
     for relu in (False, True):
         out = native.transformed_convolution(images, transformed, bias, padding, relu=relu)
         expected = np.maximum(expected, 0) if relu else expected
-        _compare("convolution with a transformed kernel", out, expected)
+        _compare("convolution with a transformed kernel" + " and ReLU" * relu, out, expected)
 
 
 def check_pooled(

@@ -41,7 +41,7 @@ def transform(kernel: np.ndarray, panel: int | None = None) -> np.ndarray:
 def convolution(
     images: jax.Array, transformed: jax.Array, bias: jax.Array, padding: Padding, relu: bool
 ) -> jax.Array:
-    """Convolves with strides of 1.
+    """Convolves with strides of 1, adds a bias, and applies ReLU if asked for.
 
     Args:
       images: `[batch, height, width, channels]` float32.
@@ -52,8 +52,8 @@ def convolution(
       relu: whether negative results become 0.
 
     Returns:
-      `[batch, out_height, out_width, features]` float32: what `lax.conv_general_dilated` gives, but
-      for rounding (within 1e-5 of the largest value for random numbers).
+      `[batch, out_height, out_width, features]` float32: what `lax.conv_general_dilated` and the
+      rest give, but for rounding (within 1e-5 of the largest value for random numbers).
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], KERNEL, (1, 1), padding)

@@ -396,10 +396,11 @@ auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding
   };
 }
 
-// `kernel` is [16, c * f], in panels. Tasks share the tiles, whatever the images: one alone keeps all
-// cores busy. Where there are more features, they share those, and so read the kernel, which takes
-// longer than the products of few tiles, only once between them. Tiles are of 2x2: an image has few,
-// and for tiles of 4x4 there is 36 / 16 times as much of a kernel to read.
+// `kernel` is [16, c * f], in panels. Tasks share the tiles, whatever the images: one alone keeps
+// several cores busy. Where there are more features, and panels of them for as many tasks, they share
+// those, and so read the kernel, which takes longer than the products of few tiles, only once between
+// them. Tiles are of 2x2: an image has few, and for tiles of 4x4 there is 36 / 16 times as much of a
+// kernel to read.
 auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, bool relu,
                              Array images, Table kernel, Bias bias, Result out) {
   const int64_t f = bias.dimensions()[0], sides[] = {3, 3, images.dimensions()[3], f};
@@ -408,17 +409,17 @@ auto transformed_convolution(ffi::ThreadPool pool, int64_t tasks, Ints padding, 
   check_shape("the transformed kernel's shape", kernel.dimensions(), {kElements<2>, s.c * s.f});
   check_shape("the output's shape", out->dimensions(), {s.n, s.oh, s.ow, s.f});
   const int64_t all = s.n * Tiles<2>(s).count;
-  const bool share_features = f > all;
   // A share of fewer tiles than a block would walk over the kernel as one that fills it does.
-  const int64_t unit = share_features ? kPanel : kShort;
-  const int64_t most = ((share_features ? f : all) + unit - 1) / unit;
-  return [=, tasks = std::clamp<int64_t>(most, 1, tasks), images = images.typed_data(),
-          kernel = kernel.typed_data(), bias = bias.typed_data(), out = out->typed_data()] {
+  const int64_t panels = (f + kPanel - 1) / kPanel, blocks = (all + kShort - 1) / kShort;
+  const bool share_features = f > all && panels >= std::min(tasks, blocks);
+  return [=, tasks = std::clamp<int64_t>(share_features ? panels : blocks, 1, tasks),
+          images = images.typed_data(), kernel = kernel.typed_data(), bias = bias.typed_data(),
+          out = out->typed_data()] {
     run_tasks(pool, tasks, [&](int64_t task) {
       int64_t tiles[] = {0, all}, features[] = {0, f};
       for (int64_t i = 0; i < 2; ++i)
         if (share_features)
-          features[i] = std::min(most * (task + i) / tasks * unit, f);
+          features[i] = std::min(panels * (task + i) / tasks * kPanel, f);
         else
           tiles[i] = all * (task + i) / tasks;
       const KernelPanels ready{kernel + features[0] * s.c, s.c * f};

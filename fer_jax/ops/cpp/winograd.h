@@ -437,9 +437,9 @@ struct WinogradTile {
 };
 
 // Convolves tiles [begin, end) of a batch with the first `features` of a transformed kernel
-// [elements, c, f] in panels. Each result goes to output(i) of its image; done(i) is called when an
-// image's last tile is there, before output(i + 1) is written to: it is then whole, unless they began
-// within it. A strip may hold tiles of several images.
+// [elements, c, f] in panels: whole panels, or all there are. Each result goes to output(i) of its
+// image; done(i) is called when an image's last tile is there, before output(i + 1) is written to: it
+// is then whole, unless they began within it. A strip may hold tiles of several images.
 template <int M, typename Type, typename Images, typename Kernel, typename Output, typename Done>
 void convolve_winograd(const Shape& s, Images& images, int64_t begin, int64_t end,
                        const Kernel& kernel, int64_t features, const float* bias, bool relu,
