@@ -1,10 +1,10 @@
 """A trained network prepared to be asked about one image at a time on a CPU.
 
 Its 3x3 convolutions (`flax.linen.Conv`) use kernels that are transformed once
-(:mod:`fer_jax.ops.winograd`), for the library in C++ if that is loaded by then, for XLA otherwise. A
-batch normalisation behind one of them multiplies and adds what never changes: it becomes part of the
-kernel and of the bias, and its ReLU part of the convolution. Networks need not know: Flax hands each
-call of a layer to what intercepts it.
+(:mod:`fer_jax.ops.winograd`), for the library in C++ if that is loaded by then, for XLA otherwise.
+A batch normalisation behind one of them multiplies and adds what never changes: it becomes part of
+the kernel and of the bias, and its ReLU part of the convolution. Networks need not know: Flax hands
+each call of a layer to what intercepts it.
 """
 
 import functools
