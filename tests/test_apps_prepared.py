@@ -1,5 +1,7 @@
 """A network asked about one image: what its prepared form gives is what the network gives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,20 +17,21 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 1)).astype(np.uint
 
 
 def log_probabilities(model, variables):
-    return jax.nn.log_softmax(model.apply(variables, jnp.float32(IMAGE) / 255, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    return jax.nn.log_softmax(apply(variables, jnp.float32(IMAGE) / 255))
 
 
-def differing(variables):
+def trained(model):
     """What training would leave: no value as it was at the start, variances above zero."""
-    leaves, structure = jax.tree.flatten_with_path(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
+    init = jax.jit(functools.partial(model.init, train=False))
+    rng = np.random.default_rng(1)
 
-    def moved(path, x, key):
-        by = 0.1 * jax.random.uniform(key, x.shape)
+    def moved(path, x):
+        by = 0.1 * rng.random(x.shape, np.float32)
         return x * (1 + by) if path[-1].key == "kernel" else x + by  # else deep networks overflow
 
-    found = [moved(*leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, found)
+    variables = init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)))
+    return jax.tree.map_with_path(moved, jax.device_get(variables))
 
 
 @pytest.fixture(params=["library", "xla"])
@@ -46,12 +49,12 @@ def convolutions(request, monkeypatch):
     ["compact", "mini_xception", "arch03"]
     + [
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("fully_cnn", "alexnet", "xception", "resnet18", "resnet50")
+        for name in ("fully_cnn", "alexnet", "xception", "resnet18")
     ],
 )
 def test_says_what_the_network_says(name):
     model = MODELS[name]()
-    variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
+    variables = trained(model)
     found = prepared.make_predict_one(model, variables)(IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
 
@@ -73,7 +76,7 @@ class Normalised(nn.Module):
 
 def test_a_normalisation_behind_a_convolution_is_part_of_it(convolutions):
     model = Normalised()
-    variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
+    variables = trained(model)
     predict_one = prepared.make_predict_one(model, variables)
     found = predict_one(IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
@@ -102,7 +105,7 @@ class Layers(nn.Module):
 
 def test_layers_of_other_kinds_are_left_to_themselves(convolutions):
     model = Layers()
-    variables = differing(model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
+    variables = trained(model)
     predict_one = prepared.make_predict_one(model, variables)
     found = predict_one(IMAGE)
     np.testing.assert_allclose(found, log_probabilities(model, variables), rtol=1e-5, atol=1e-5)
