@@ -44,8 +44,6 @@ PEERS = {
     "torch_bf16": "PyTorch bfloat16",  # autocast: what a user with a new processor turns on
     "torch_compile": "torch.compile",
 }
-# Many times slower than float32 where the processor is not made for it, which one round shows.
-EMULATED = ("torch_bf16",)
 COMPARED_WITH = {"torch_bf16": BFLOAT16}  # in ratios; with all others it is OURS
 TRAIN_PASSES = 3  # FLOPs of a training step in forward passes: forward and two gradients
 WORKER_LIMIT_S = 900
@@ -131,8 +129,7 @@ def measure_all(
             peaks.append(peak["gflops_per_s"])
             for case in cases:
                 with_torch, with_compile = torch_python is not None, turn < compile_repeats
-                out = {*left_out, *(EMULATED if turn and BFLOAT16 in left_out else ())}
-                for peer in order_of(turn, with_torch, with_compile, out):
+                for peer in order_of(turn, with_torch, with_compile, left_out):
                     start = time.perf_counter()
                     switch = {"FER_JAX_NATIVE": "0"} if peer == "fer_jax_xla" else {}
                     found = _run(_command(peer, case, torch_python, seconds), env | switch)
@@ -149,6 +146,8 @@ def order_of(
     peers = [p for p in PEERS if p not in left_out and (with_torch or not p.startswith("torch"))]
     if not with_compile:
         peers = [p for p in peers if not p.endswith("_compile")]
+    if turn and BFLOAT16 in left_out:  # emulated, many times slower, which one round shows
+        peers = [p for p in peers if not p.endswith("_bf16")]
     first = turn % len(peers)
     return peers[first:] + peers[:first]
 

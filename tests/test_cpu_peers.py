@@ -128,6 +128,12 @@ def test_peers_take_turns_in_coming_first(cpu_peers):
     assert cpu_peers.order_of(1, False, False, [cpu_peers.BFLOAT16]) == names
 
 
+def test_bfloat16_that_is_emulated_takes_part_in_the_first_round_alone(cpu_peers):
+    orders = [cpu_peers.order_of(turn, True, False, [cpu_peers.BFLOAT16]) for turn in range(3)]
+    assert ["torch_bf16" in order for order in orders] == [True, False, False]
+    assert "torch_bf16" in cpu_peers.order_of(1, True, False)
+
+
 def test_a_failed_worker_leaves_its_last_words(cpu_peers):
     command = [sys.executable, "-c", "import sys; sys.exit('line 1\\nout of luck')"]
     assert cpu_peers._run(command, dict(os.environ)) == {"error": "exit status 1: out of luck"}
