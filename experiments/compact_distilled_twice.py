@@ -2,8 +2,8 @@
 
     uv run launch.py --config=experiments/compact_distilled_twice.py
 
-As `experiments/compact_distilled_light.py`, with more and better teachers: its own three seeds and a
-seed of `experiments/compact_muon_strong.py` speak beside Compact's five (a further generation of
+As `experiments/compact_distilled_light.py`, with more and better teachers: its own three seeds and
+a seed of `experiments/compact_muon_strong.py` speak beside Compact's five (a further generation of
 born-again networks, Furlanello et al. 2018). Together they have a higher accuracy and a lower loss
 on valid than the five alone. Convolutions multiply in bfloat16 where the processor is made for it.
 """

@@ -92,7 +92,7 @@ def test_a_device_is_a_column_and_what_nobody_measured_is_no_row():
 def test_the_ratio_has_a_spread_over_all_pairs_of_seeds():
     records = [record_of(CPU, [1, 2]), record_of(GPU, [100, 200])]
     table = benchmark.table(records, "arch02_bs96")
-    assert row(table, "Speed against the CPU") == ["1", "100 (50 to 200)"]
+    assert row(table, "Speed against the first CPU") == ["1", "100 (50 to 200)"]
     assert row(table, "`arch02_bs96`")[1] == "NVIDIA H200"
 
 
@@ -163,7 +163,7 @@ def test_records_of_other_machines_are_merged_and_kept(tmp_path, capsys):
     benchmark.run(config, folder, [made], repeats=0)
     assert "NVIDIA H200" in capsys.readouterr().out
     assert [p.name for p in sorted(folder.iterdir())] == [
-        "benchmark_cpu.json",
+        "benchmark_a_processor_2_cores.json",
         "benchmark_nvidia_h200.json",
     ]
     made.write_text(json.dumps(record_of(GPU, [50], "arch03")))
@@ -182,14 +182,28 @@ def test_what_is_no_record_is_refused(tmp_path, text):
         benchmark.run(get_config(), tmp_path, [tmp_path / "none.json"], repeats=0)
 
 
-def test_another_cpu_does_not_overwrite_the_first(tmp_path):
-    benchmark._add(record_of(CPU, [1]), tmp_path)
+def test_every_processor_has_a_file_of_its_own(tmp_path):
+    for processor in (CPU, CPU | {"cpu_cores": 64}, CPU | {"cpu_features": ["avx2", "fma"]}):
+        benchmark._add(record_of(processor, [1]), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "benchmark_a_processor_2_cores.json",
+        "benchmark_a_processor_2_cores_avx2_fma.json",
+        "benchmark_a_processor_64_cores.json",
+    ]
+
+
+def test_another_machine_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    here = GPU | {"cpu_cores": 8}
+    monkeypatch.setattr(benchmark, "_ask", lambda task, environment: here if not task else {})
+    benchmark._add(record_of(GPU, [1]), tmp_path)
+    before = (tmp_path / "benchmark_nvidia_h200.json").read_bytes()
     with pytest.raises(BenchmarkError, match="another machine"):
-        benchmark._add(record_of(CPU | {"cpu_cores": 64}, [1]), tmp_path)
+        benchmark.run(get_config(), tmp_path, cpu=False)
+    assert (tmp_path / "benchmark_nvidia_h200.json").read_bytes() == before
 
 
 def test_several_devices_have_a_file_of_their_own():
-    assert benchmark.file_name(GPU | {"count": 8}) == "benchmark_nvidia_h200_x8.json"
+    assert benchmark.file_name(GPU | {"count": 8}) == "benchmark_8_x_nvidia_h200.json"
 
 
 def test_the_document_shows_the_committed_records():
@@ -304,7 +318,8 @@ def test_a_small_benchmark_from_end_to_end(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr()
     assert "No accelerator here" in output.err
     assert "**One epoch**" in output.out
-    found = json.loads((tmp_path / "benchmark_cpu.json").read_text())
+    (path,) = tmp_path.iterdir()
+    found = json.loads(path.read_text())
     runs = found["entries"]["small"]["runs"]
     assert [r["seed"] for r in runs] == [0, 1]
     for r in runs:

@@ -227,14 +227,14 @@ def _peak_memory_mib() -> float:
 
 
 def main() -> None:
-    """Answers a task, or says which platform there is if the task is empty."""
+    """Answers a task, or says which device there is if the task is empty."""
     task = json.loads(sys.stdin.read())
     devices.setup()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are what is asked for
-    platform = devices.start()
+    devices.start()
     if task:
         native.load()
-    print(json.dumps(measure(task) if task else {"platform": platform}))
+    print(json.dumps(measure(task) if task else record.environment()["device"]))
 
 
 if __name__ == "__main__":

@@ -48,22 +48,29 @@ def run(
       cpu: measure it too where there is an accelerator.
 
     Raises:
-      BenchmarkError: if a process fails, or a record to be merged is none.
+      BenchmarkError: if a process fails, a record to be merged is none, or the folder holds
+        measurements of another machine with the same device.
     """
-    merged = [_read(path) for path in merge]
-    if repeats:
-        found = _ask({}, os.environ)["platform"]
-        platforms = ["cpu"] * (cpu or found == "cpu") + [found] * (found != "cpu")
-        if found == "cpu":
-            print(
-                "No accelerator here: the CPU alone is measured. A record made elsewhere can be "
-                "added with --merge=PATH",
-                file=sys.stderr,
-            )
-        merged += [_measure(config, platform, repeats) for platform in platforms]
-    for found in merged:
+    for found in [_read(path) for path in merge]:
         _add(found, folder)
+    if repeats:
+        _measure_all(config, folder, repeats, cpu)
     print(table(load(folder), config.experiment))
+
+
+def _measure_all(config: Config, folder: Path, repeats: int, cpu: bool) -> None:
+    found = _ask({}, os.environ)["platform"]
+    if found == "cpu":
+        print(
+            "No accelerator here: the CPU alone is measured. A record made elsewhere can be "
+            "added with --merge=PATH",
+            file=sys.stderr,
+        )
+    platforms = ["cpu"] * (cpu or found == "cpu") + [found] * (found != "cpu")
+    for platform in platforms:
+        _kept(_ask({}, _environment(platform)), folder)  # or minutes are measured for nothing
+    for platform in platforms:
+        _add(_measure(config, platform, repeats), folder)
 
 
 def _measure(config: Config, platform: str, repeats: int) -> dict[str, Any]:
@@ -111,14 +118,17 @@ def _ask(task: dict[str, Any], environment) -> dict[str, Any]:
 
 
 def file_name(device: dict[str, Any]) -> str:
-    """Returns a device's file name, such as `benchmark_cpu.json` or `benchmark_nvidia_h200.json`.
+    """Returns a device's file name, such as `benchmark_nvidia_h200.json`.
+
+    A processor's tells what it is able to do and how many cores there are.
 
     Args:
       device: as in a record.
     """
-    name = "cpu" if device["platform"] == "cpu" else device["kind"]
-    count = "" if device["count"] == 1 else f"_x{device['count']}"
-    return f"benchmark_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}{count}.json"
+    words = [record_lib.device_name(device)]
+    if device["platform"] == "cpu":
+        words += device.get("cpu_features", [])
+    return f"benchmark_{re.sub('[^a-z0-9]+', '_', ' '.join(words).lower()).strip('_')}.json"
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
@@ -147,17 +157,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _add(found: dict[str, Any], folder: Path) -> None:
     """Adds a record's entries to its device's file; an entry there of the same name is replaced."""
+    entries = _kept(found["device"], folder) | found["entries"]
     path = folder / file_name(found["device"])
-    entries = {}
-    if path.exists():
-        before = _read(path)
-        if before["device"] != found["device"]:
-            raise BenchmarkError(
-                f"{path} holds measurements of another machine ({before['device']}, not "
-                f"{found['device']}); move it away, or name another folder with --workdir=PATH"
-            )
-        entries = before["entries"]
-    wd.write_json(path, found | {"entries": dict(sorted((entries | found["entries"]).items()))})
+    wd.write_json(path, found | {"entries": dict(sorted(entries.items()))})
+
+
+def _kept(device: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the entries of a device's file, none if there is no file."""
+    path = folder / file_name(device)
+    if not path.exists():
+        return {}
+    before = _read(path)
+    if before["device"] != device:
+        raise BenchmarkError(
+            f"{path} holds measurements of another machine ({before['device']}, not {device}); "
+            "move it away, or name another folder with --workdir=PATH"
+        )
+    return before["entries"]
 
 
 # The table
@@ -179,7 +195,7 @@ def table(records: list[dict[str, Any]], experiment: str) -> str:
     rows = [
         ("**One epoch**", _epoch),
         (f"**{epochs}**, each with validation", lambda e: _all_epochs(e, not alike)),
-        ("Speed against the CPU", lambda entry: _ratio(entry, baseline)),
+        ("Speed against the first CPU", lambda entry: _ratio(entry, baseline)),
         ("Training, data on the device", _rate("resident")),
         ("Training, through `tf.data`", _rate("stream")),
         ("Step, median (quartiles)", _step),
