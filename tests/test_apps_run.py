@@ -174,6 +174,23 @@ def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch, 
     assert f"{folder / 'sub'} cannot be read: Permission denied" in capsys.readouterr().err
 
 
+def test_the_command_line_does_what_its_options_say(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "run", lambda *arguments: asked.append(arguments) or 0)
+    names = [f"{i}.png" for i in range(5)]
+    for name in names:
+        Image.fromarray(crops(1)[0]).save(tmp_path / name)
+    out, line = tmp_path / "out", ["predict", str(tmp_path), "--weights=arch02", "--shard=1/2"]
+    assert cli.main(line) == 0
+    options = ["--no-detect", f"--out={out}", "--explain", "--every=3", "--smooth=0.25"]
+    assert cli.main([*line, *options]) == 0
+    (_, files, *_), (_, _, _, what, rows, camera, unread) = asked
+    assert [Path(file).name for file in files] == names[1::2]
+    assert asked[0][3] == Options()
+    assert what == Options(False, out, True, 3, 0.25)
+    assert (rows, camera, unread) == (None, None, 0)
+
+
 def test_shards_are_parts_of_the_whole(folder, tmp_path):
     _, whole = do([folder], tmp_path / "whole.jsonl")
     parts = []
@@ -196,7 +213,7 @@ def test_the_tables_faces_are_the_predictors(tmp_path):
 
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_crops_without_detection_give_exactly_the_networks_numbers(tmp_path, kind):
-    images = crops(40)
+    images = crops(33)  # the last is alone in its chunk
     (tmp_path / "in").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "in" / f"{i:02}.png")

@@ -112,6 +112,17 @@ def test_a_table_goes_on(tmp_path, kind):
         assert rows.faceless == {"b.jpg"}
 
 
+def test_a_table_is_written_by_one_process_at_a_time(tmp_path):
+    path = write(tmp_path / "t.jsonl", files=("a.jpg", "b.jpg"))
+    with Table(path, "json", CLASSES, "w") as rows:
+        for _ in range(2):
+            with pytest.raises(RecordError, match=r"another process is writing .*t.jsonl"):
+                Table(path, "json", CLASSES, "w")
+            rows.forget(["a.jpg"])  # which makes the file anew
+    with Table(path, "json", CLASSES, "w") as rows:
+        assert rows.done == {"b.jpg"}
+
+
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_a_table_cut_anywhere_loses_only_its_last_file(tmp_path, kind):
     names = ("a.jpg", "Mummé 中.jpg")

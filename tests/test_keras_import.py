@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fer_jax import models
-from fer_jax.errors import WeightsError
+from fer_jax.errors import ExtraError, WeightsError
 from fer_jax.labels import IMAGE_SHAPE
 from fer_jax.models import summary
 from fer_jax.weights.keras import import_keras_hdf5
@@ -350,6 +351,12 @@ def test_training_mode_gives_kerass_gradients_and_running_statistics(keras_netwo
     _assert_close(logits, output)
     jax.tree.map(_assert_close, stats, stats_after)
     jax.tree.map(_assert_close, grads, expected)
+
+
+def test_without_h5py_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ExtraError, match=r"pip install 'fer-jax\[keras\]'"):
+        import_keras_hdf5(tmp_path / "any.h5")
 
 
 def _assert_close(ours, theirs):

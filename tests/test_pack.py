@@ -295,6 +295,16 @@ def test_a_card_of_a_run_without_an_experiment_file_names_every_field(metadata):
     assert expected in card.text(NET, metadata)
 
 
+def test_a_cards_classes_and_splits_do_not_depend_on_how_the_record_is_sorted(metadata):
+    text = card.text(NET, metadata)
+    test = metadata["record"]["metrics"]["test"]
+    for true, name in enumerate(metadata["classes"]):
+        counts = test["confusion"][true]
+        recall = f"{counts[true] / sum(counts):.2f}" if sum(counts) else "-"
+        assert f"\n| {name} | {sum(counts)} | {recall} | " in text
+    assert card.text(NET, json.loads(json.dumps(metadata, sort_keys=True))) == text
+
+
 def test_shipped_cards_are_what_python_makes():
     """`python -m fer_jax.weights.card` writes them."""
     folders = [path for path in IN_REPOSITORY.iterdir() if path.is_dir()]

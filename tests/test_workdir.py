@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -34,10 +35,10 @@ def test_a_folder_is_held_by_one(tmp_path):
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_where_there_are_no_locks_a_run_goes_on_with_a_line(tmp_path, monkeypatch, caplog, reason):
-    def fail(_):
+    def fail(*_):
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(workdir, "_lock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with workdir.locked(tmp_path):
         pass
     (message,) = caplog.messages
@@ -46,10 +47,10 @@ def test_where_there_are_no_locks_a_run_goes_on_with_a_line(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("reason", [errno.EWOULDBLOCK, errno.EACCES])
 def test_what_says_that_another_has_the_lock_is_taken_for_that(tmp_path, monkeypatch, reason):
-    def fail(_):
+    def fail(*_):
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(workdir, "_lock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(WorkdirError, match="another run is using"), workdir.locked(tmp_path):
         pass
 

@@ -124,8 +124,13 @@ class Predictor:
         if grey.shape[1:] != (SIDE, SIDE):
             grey = np.array([pictures.fit(image) for image in grey], np.uint8)
             grey = grey.reshape(-1, SIDE, SIDE)  # also where there is none
+        # One face, live, must not wait for others.
+        return self._predict(grey, [1] if len(grey) == 1 else _batch_sizes(len(grey)))
+
+    def _predict(self, grey: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+        """Predicts from `[n, 48, 48]` uint8 in batches of these sizes."""
         found, start = [np.empty((0, len(self.classes)), np.float32)], 0
-        for size in _batch_sizes(len(grey)):
+        for size in sizes:
             batch = grey[start : start + size, ..., None]
             found.append(self._program(size)(batch))
             start += size
@@ -181,7 +186,12 @@ class Predictor:
         images = [face.image for those in faces for face in those]
         if not images:
             return faces
-        probabilities = iter(self.predict(np.stack(images)))
+        together = np.stack(images)
+        # Of pictures that are faces already an evaluation's probabilities are expected, to the bit.
+        found = (
+            self.predict(together) if detect else self._predict(together, _batch_sizes(len(images)))
+        )
+        probabilities = iter(found)
         return [
             [dataclasses.replace(face, probabilities=next(probabilities)) for face in those]
             for those in faces
@@ -227,8 +237,6 @@ class Predictor:
 
 def _batch_sizes(count: int) -> list[int]:
     """Returns the sizes of the batches for so many images; the last one need not be full."""
-    if count == 1:
-        return [1]  # one face, live, must not wait for others
     whole, rest = divmod(count, BATCH)
     few = -(-rest // FEW)
     return [BATCH] * whole + ([FEW] * few if few * FEW < BATCH else [BATCH])

@@ -40,6 +40,7 @@ import numpy as np
 
 from fer_jax.apps.predictor import Face
 from fer_jax.errors import RecordError
+from fer_jax.runs import workdir
 
 _FIELDS = ("file", "frame", "time_s", "face", "box", "score", "probabilities", "weights")
 _BOX = ("left", "top", "width", "height")
@@ -95,7 +96,7 @@ class Table:
 
         Raises:
           RecordError: if the file is no such table, is of other weights, whatever they are called,
-            or cannot be written.
+            is being written by another process, or cannot be written.
         """
         self._path, self._kind = path, kind
         self._classes, self._weights = tuple(classes), weights
@@ -110,6 +111,7 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("a+b")
             try:
+                self._lock()
                 self._go_on()
             except BaseException:
                 self._file.close()
@@ -188,8 +190,20 @@ class Table:
                 raise
             self._file.close()
             self._file = path.open("a+b")
+            self._lock()
         self.done -= set(files)
         self.faceless -= set(files)
+
+    def _lock(self) -> None:
+        """Keeps other processes from the table, where the file system knows locks."""
+        try:
+            workdir.lock_file(self._file.fileno())
+        except BlockingIOError as error:
+            raise RecordError(
+                f"another process is writing {self._path}; wait for it, or name another table"
+            ) from error
+        except OSError:
+            pass  # then it is as without this method
 
     def _append(self, spool: IO[bytes]) -> None:
         """Writes so that only the very last write can leave a newline at the table's end."""

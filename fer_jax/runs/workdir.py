@@ -49,13 +49,13 @@ def locked(workdir: Path) -> Iterator[None]:
         raise unwritable(workdir, error) from error
     with lock:
         try:
-            _lock(lock.fileno())
+            lock_file(lock.fileno())
+        except BlockingIOError as error:
+            raise WorkdirError(
+                f"another run is using {workdir}; wait for it, or give this one a folder of "
+                "its own with --workdir=PATH"
+            ) from error
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                raise WorkdirError(
-                    f"another run is using {workdir}; wait for it, or give this one a folder of "
-                    "its own with --workdir=PATH"
-                ) from error
             log.warning(
                 "%s cannot be locked (%s): see to it that no other run uses it",
                 *(workdir, error.strerror),
@@ -63,16 +63,24 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _lock(descriptor: int) -> None:
-    """Locks an open file for this process, or raises at once."""
-    if sys.platform == "win32":
-        import msvcrt
+def lock_file(descriptor: int) -> None:
+    """Locks an open file for this process, until it is closed, or raises at once.
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
+    Raises:
+      BlockingIOError: if another process holds it.
+      OSError: if it cannot be locked, as on a file system that knows no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # how some systems say the same
+        raise BlockingIOError(error.errno, error.strerror) from error
 
 
 def unwritable(path: Path, error: OSError, needed: int | None = None) -> WorkdirError:

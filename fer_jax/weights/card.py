@@ -6,7 +6,7 @@ cards of the shipped weights anew.
 
 import shlex
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def text(folder: Path, metadata: Mapping[str, Any]) -> str:
         low=f"{low:.3f}",
         high=f"{high:.3f}",
         calibration=_calibration(about.get("calibration")),
-        recalls=_recalls(test),
+        recalls=_recalls(test, metadata["classes"]),
         experiment=about["experiment"],
         seed=about["seed"],
         best=about["best_epoch"],
@@ -101,12 +101,17 @@ def _accuracies(about: Mapping[str, Any]) -> str:
     header = ("Split", "Images", "Accuracy", "without copies", "macro-F1", "loss (nats)")
     views = about.get("views", {"metrics": {}})
     names = _SPLITS if about["dataset"]["name"] == "fer2013" else {}
-    rows = [[names.get(s, s), *_numbers(found)] for s, found in about["metrics"].items()]
+    rows = [[names.get(s, s), *_numbers(found)] for s, found in _sorted(about["metrics"])]
     rows += [
         [f"{names.get(s, s)}, mean over views (`{views['name']}`)", *_numbers(found)]
-        for s, found in views["metrics"].items()
+        for s, found in _sorted(views["metrics"])
     ]
     return markdown.table(header, rows)
+
+
+def _sorted(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns what there is of train, valid and test, in this order."""
+    return [(split, metrics[split]) for split in _SPLITS if split in metrics]
 
 
 def _numbers(found: Mapping[str, Any]) -> list[str]:
@@ -123,13 +128,13 @@ def _calibration(found: Mapping[str, float] | None) -> str:
     )
 
 
-def _recalls(test: Mapping[str, Any]) -> str:
+def _recalls(test: Mapping[str, Any], classes: Sequence[str]) -> str:
     rows = []
-    for true, (name, recall) in enumerate(test["recall"].items()):
-        counts = test["confusion"][true]
+    for true, name in enumerate(classes):  # as the confusion matrix is sorted
+        recall, counts = test["recall"][name], test["confusion"][true]
         wrong = [0 if i == true else n for i, n in enumerate(counts)]
         most = max(range(len(wrong)), key=wrong.__getitem__)
-        taken = f"{list(test['recall'])[most]} ({wrong[most] / max(sum(counts), 1):.2f})"
+        taken = f"{classes[most]} ({wrong[most] / max(sum(counts), 1):.2f})"
         rows.append([name, sum(counts), "-" if recall is None else f"{recall:.2f}", taken])
     return markdown.table(("Class", "Images", "Recall", "Most often taken for"), rows, text=(3,))
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from fer_jax import models
-from fer_jax.errors import WeightsError
+from fer_jax.errors import ExtraError, WeightsError
 from fer_jax.models import summary
 from fer_jax.weights import files
 
@@ -77,6 +77,7 @@ def import_keras_hdf5(path: str | pathlib.Path, model_name: str = "mini_xception
       Variables for `model.apply`: the collections `params` and `batch_stats`, float32.
 
     Raises:
+      ExtraError: if h5py is not installed.
       WeightsError: if the file is missing, cut off or no Keras HDF5 file, or a layer or weight is
         missing, left over or of the wrong shape; the message names it.
     """
@@ -104,6 +105,7 @@ def recognise(path: pathlib.Path) -> str:
     separable convolutions, and all else counts as `fully_cnn`.
 
     Raises:
+      ExtraError: if h5py is not installed.
       WeightsError: if the file is missing, cut off or no Keras HDF5 file.
     """
     separable = any(name.startswith("separable_conv2d") for name in _read(path))
@@ -114,8 +116,10 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """Returns the weights of each layer that has any: layer -> weight -> array."""
     try:
         import h5py
-    except ImportError:
-        raise WeightsError(f"reading {path} takes h5py: install fer-jax[keras]") from None
+    except ImportError as error:
+        raise ExtraError(
+            f"reading {path} takes a package ({error}): pip install 'fer-jax[keras]'"
+        ) from None
 
     files.check(path)
     if not h5py.is_hdf5(path):
