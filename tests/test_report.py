@@ -52,7 +52,7 @@ def probabilities(classes, top=0.75):
 
 
 # What their files ask for; a run of all of them went to the end.
-EPOCHS = defaultdict(lambda: 20, arch01=30, arch02_bs16=20, moran=30, mini_xception=30)
+EPOCHS = defaultdict(lambda: 20, arch01=30, arch02_bs16=20, moran=30, mini_xception=30, compact=40)
 
 
 def record(seed=0, accuracy=0.5, wrong=0, model=None, **changes):
@@ -498,6 +498,18 @@ def test_a_curve_that_does_not_get_there_says_so():
         row["train_running/accuracy"] = 0.85
     assert "not within 20 epochs" in tables.crossing_table(loaded(found))
     assert "does not reach accuracy 0.889" in words.crossing(loaded(found))
+
+
+def test_recipes_stand_with_and_without_views():
+    views = {"metrics": {"test": {"accuracy": 0.625, "accuracy_unique": 0.375, "macro_f1": 0.25}}}
+    found = [record(seed, 0.5 + seed / 10, experiment="compact", views=views) for seed in range(2)]
+    table = tables.recipes_table(loaded(*found, record(experiment="arch03")))
+    (row,) = (line for line in table.splitlines() if line.startswith("| Compact |"))
+    assert row.startswith("| Compact | 0.550 ± 0.071 | 0.550 ± 0.071 | ")
+    assert row.endswith(" | 0.625 ± 0.000 | 0.375 ± 0.000 | 0.250 ± 0.000 | 2 |")
+    assert "Architecture" not in table
+    del found[1]["views"]
+    assert tables.recipes_table(loaded(*found)).endswith(" | - | - | - | 2 |")
 
 
 def test_the_related_table_has_sizes_and_what_the_paper_prints():

@@ -39,9 +39,7 @@ def _trained(name: str, row: list[Record], everywhere: list[Record]) -> Row:
     parameters, flops = tables.size(name)
     cells = [
         records.over_seeds(row, "test", "accuracy"),
-        records.spread([found["views"]["metrics"]["test"]["accuracy"] for found in row])
-        if all("test" in found.get("views", {}).get("metrics", {}) for found in row)
-        else MISSING,
+        records.over_views(row, "test", "accuracy"),
         *tables.size_cells(name, networks),
         *_training(trained),
         str(len(row)),

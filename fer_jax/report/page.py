@@ -175,6 +175,7 @@ def page_blocks(sources: Sources, drawn: Mapping[str, Drawing]) -> Makers:
         "related": lambda: tables.related_table(runs, sources.imported),
         "table-2": lambda: words.table_2(runs, sources.imported),
         "cost": lambda: cost.table(runs, sources.imported),
+        "recipes": lambda: tables.recipes_table(runs),
         "openings": lambda: _openings(sources),
         "other-runs": lambda: tables.other_table(runs),
         "precision": lambda: tables.precision_table(runs),

@@ -131,6 +131,12 @@ def over_seeds(row: list[Record], split: str, metric: str) -> str:
     return MISSING if None in values else spread(values)
 
 
+def over_views(row: list[Record], split: str, metric: str) -> str:
+    """Returns :func:`over_seeds` of a metric of the mean over views of each image."""
+    averaged = [found.get("views", {}).get("metrics", {}).get(split) for found in row]
+    return MISSING if None in averaged else spread([found[metric] for found in averaged])
+
+
 def best_epochs(row: list[Record]) -> str:
     """Returns the epoch that each run kept, of how many; `MISSING` for an ensemble."""
     if any("members" in found for found in row):

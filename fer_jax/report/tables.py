@@ -27,6 +27,7 @@ RECIPES = {
     "compact_muon_strong": "Compact, Muon, strong augmentation",
     "compact_distilled": "Compact, distilled",
     "compact_distilled_light": "Compact, distilled, light augmentation",
+    "compact_distilled_twice": "Compact, distilled twice, light augmentation",
     "compact_ensemble": "Compact, ensemble",
     "record": "ResNet-18",
 }
@@ -130,6 +131,21 @@ def metrics_table(runs: Runs) -> str:
         if (row := records.main_row(runs.get(name, [])))
     ]
     return _table_of_rows(("Network", *_headings(columns)), rows, _without_record(runs))
+
+
+def recipes_table(runs: Runs) -> str:
+    """Returns what goes past the paper in full: with and without copies, views and seeds."""
+    metrics = ("accuracy", "accuracy_unique", "macro_f1")
+    header = ["Network", "valid", *(records.heading("test", name) for name in metrics)]
+    header += [f"{records.heading('test', name)}, views" for name in metrics]
+    rows = []
+    for name, row in main_rows(runs).items():
+        if name in RECIPES:
+            cells = [over_seeds(row, "valid", "accuracy")]
+            cells += [over_seeds(row, "test", metric) for metric in metrics]
+            cells += [records.over_views(row, "test", metric) for metric in metrics]
+            rows.append([title(name), *cells, str(len(row))])
+    return _table_or_not([*header, "Seeds"], rows)
 
 
 def time_table(runs: Runs) -> str:
