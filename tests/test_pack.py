@@ -315,6 +315,26 @@ def test_shipped_cards_are_what_python_makes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["arch02", "arch03"])  # whose runs are in no table
+def test_shipped_weights_have_the_accuracy_on_their_card(name):
+    """Needs the prepared data set."""
+    test = _prepared().splits["test"]
+    metadata = json.loads((IN_REPOSITORY / name / store.METADATA).read_text(encoding="utf-8"))
+    found = fer_jax.load(name).predict(np.asarray(test.images)[..., 0])
+    accuracy = np.mean(found.argmax(axis=1) == test.labels)
+    assert accuracy == pytest.approx(
+        metadata["record"]["metrics"]["test"]["accuracy"], abs=1.5 / len(found)
+    )
+
+
+def _prepared():
+    folders = sorted((prepare.default_data_dir() / "fer2013").glob("*/1.*/arrays"))
+    if not folders:
+        pytest.skip("fer2013 is not prepared here")
+    return arrays.open_arrays(folders[-1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "differ", "atol"),
     [
@@ -327,10 +347,7 @@ def test_shipped_cards_are_what_python_makes():
 )
 def test_shipped_weights_say_of_test_what_their_record_says(name, path, differ, atol):
     """Needs the prepared data set."""
-    folders = sorted((prepare.default_data_dir() / "fer2013").glob("*/1.*/arrays"))
-    if not folders:
-        pytest.skip("fer2013 is not prepared here")
-    images = arrays.open_arrays(folders[-1]).splits["test"].images
+    images = _prepared().splits["test"].images
     packed = record.read(plan.RUNS / path)["predictions"]["test"]
     _, expected = record.decode_predictions(packed)
     found = fer_jax.load(name).predict(np.asarray(images)[..., 0])

@@ -77,6 +77,7 @@ def text(folder: Path, metadata: Mapping[str, Any]) -> str:
         openings="once" if opened == 1 else f"{opened} times",
         low=f"{low:.3f}",
         high=f"{high:.3f}",
+        spread=_spread(about["experiment"]) if folder.parent in SHIPPED else "",
         calibration=_calibration(about.get("calibration")),
         recalls=_recalls(test, metadata["classes"]),
         experiment=about["experiment"],
@@ -117,6 +118,15 @@ def _sorted(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _numbers(found: Mapping[str, Any]) -> list[str]:
     values = [found[name] for name in ("accuracy", "accuracy_unique", "macro_f1", "loss")]
     return [f"{found['count']:,}", *("-" if x is None else f"{x:.4f}" for x in values)]
+
+
+def _spread(experiment: str) -> str:
+    """Returns a sentence on the seeds of an experiment that have a record, if there are several."""
+    row = records.main_row(records.load_runs().get(experiment, []))
+    if len(row) < 2:
+        return ""
+    accuracy = records.over_seeds(row, "test", "accuracy")
+    return f" Over {len(row)} recorded seeds of the experiment it is {accuracy}."
 
 
 def _calibration(found: Mapping[str, float] | None) -> str:
