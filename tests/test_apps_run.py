@@ -12,7 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from apps_pictures import crops, group, photograph, predictor, read_video, scaled, write_video
+from apps_pictures import (
+    crops,
+    group,
+    photograph,
+    predictor,
+    read_video,
+    scaled,
+    set_rotation,
+    write_video,
+)
 from PIL import Image
 
 from fer_jax.apps import cli, explain, run, table, video
@@ -462,6 +471,49 @@ def test_recordings_of_a_camera_are_kept_and_play_as_fast_as_it_went(clip, tmp_p
     frames, rate = read_video(out / "camera0_faces.mp4")
     assert rate == 8
     assert len(frames) == 23  # 12 that are 0.25 s apart
+
+
+def test_a_camera_ends_with_ctrl_c_and_keeps_what_it_saw(clip, tmp_path, monkeypatch):
+    def interrupted(self, *arguments):
+        for frame in frames(self, *arguments):
+            if frame.index == 4:
+                signal.raise_signal(signal.SIGINT)
+            yield frame
+
+    frames = _Recorded.frames
+    monkeypatch.setattr(_Recorded, "file", clip, raising=False)
+    monkeypatch.setattr(_Recorded, "frames", interrupted)
+    monkeypatch.setattr(video, "Video", _Recorded)
+    of, path = predictor(), tmp_path / "t.jsonl"
+    with Table(path, "json", of.classes, of.name) as rows:
+        assert run.run(of, [], Path(), Options(out=tmp_path / "out"), rows, camera=0) == 0
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [row["frame"] for row in found] == [0, 1, 2, 3, 4]
+    copied, _ = read_video(tmp_path / "out" / "camera0_faces.mp4")
+    assert copied
+
+
+def test_the_copy_of_a_rotated_clip_is_upright(clip, tmp_path):
+    frames, _ = read_video(clip)
+    turned = write_video(tmp_path / "turned.mp4", [np.rot90(f) for f in frames], 8)
+    set_rotation(turned, 90)
+    status, rows = do([turned], tmp_path / "t.jsonl", Options(out=tmp_path / "out"))
+    assert status == 0
+    _, expected = do([clip], tmp_path / "expected.jsonl")
+    assert [row["face"] for row in rows] == [row["face"] for row in expected]
+    copied, _ = read_video(tmp_path / "out" / "turned.mp4_faces.mp4")
+    assert copied[0].shape == frames[0].shape
+
+
+def test_a_frame_gives_what_it_gives_as_a_picture(clip, tmp_path):
+    _, rows = do([clip], tmp_path / "clip.jsonl")
+    Image.fromarray(read_video(clip)[0][3]).save(tmp_path / "frame.png")
+    _, alone = do([tmp_path / "frame.png"], tmp_path / "frame.jsonl")
+    same = [row for row in rows if row["frame"] == 3]
+    assert [row["box"] for row in same] == [row["box"] for row in alone]
+    for row, other in zip(same, alone, strict=True):
+        found, expected = (list(x["probabilities"].values()) for x in (row, other))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_a_clip_without_a_table_prints_a_summary(clip, capsys):

@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,13 @@ def test_frames_come_in_order_with_their_times(tmp_path):
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(12) / 25, atol=1e-3)
     for frame, expected in zip(frames, clip(), strict=True):
         assert np.abs(frame.picture.astype(int) - expected).mean() < 12  # the codec loses some
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mov", "mp4v"), ("a.webm", "VP80")])
+def test_other_containers_are_read(tmp_path, name, codec):
+    frames, source = frames_of(write_video(tmp_path / name, clip(), 25, codec))
+    assert (len(frames), source.lost) == (12, 0)
+    np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(12) / 25, atol=2e-3)
 
 
 def test_colours_keep_their_channels(tmp_path):
@@ -101,6 +109,24 @@ def test_a_truncated_video_gives_what_is_left_and_counts_the_rest(tmp_path):
     frames, source = frames_of(path)
     assert 5 < len(frames) < 15
     assert source.lost == 20 - len(frames)
+
+
+def test_frames_that_cannot_be_decoded_are_left_out_and_counted(tmp_path):
+    with video.Video(write_video(tmp_path / "a.mp4", clip())) as source:
+        capture = source._capture
+        answers = itertools.chain([True, True, False, True, False], itertools.repeat(True))
+
+        def retrieve():
+            there, picture = capture.retrieve()
+            return (there, picture) if next(answers) else (False, None)
+
+        names = ("grab", "get", "release")
+        source._capture = SimpleNamespace(
+            retrieve=retrieve, **{name: getattr(capture, name) for name in names}
+        )
+        frames = list(source.frames(1, decode_all=False))
+    assert [frame.index for frame in frames] == [0, 1, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert source.lost == 2
 
 
 def test_a_damaged_stretch_does_not_end_the_video(tmp_path):
