@@ -27,7 +27,6 @@ RECIPES = {
     "compact_muon_strong": "Compact, Muon, strong augmentation",
     "compact_distilled": "Compact, distilled",
     "compact_distilled_light": "Compact, distilled, light augmentation",
-    "compact_distilled_twice": "Compact, distilled twice, light augmentation",
     "compact_ensemble": "Compact, ensemble",
     "record": "ResNet-18",
 }
