@@ -516,6 +516,24 @@ def test_a_frame_gives_what_it_gives_as_a_picture(clip, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["photo.jpg", "clip.mp4"])
+def test_a_newcomer_needs_one_command_and_no_data_set(clip, tmp_path, clean_environment, name):
+    """As README has it, with the shipped weights."""
+    Image.fromarray(photograph()).save(tmp_path / "photo.jpg")
+    bare = clean_environment | {"TFDS_DATA_DIR": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("fer-jax"), "predict", name, "--out=annotated"],
+        cwd=tmp_path,
+        env=bare,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(word in done.stdout for word in CLASSES)
+    assert [path.stem for path in (tmp_path / "annotated").iterdir()] == [f"{name}_faces"]
+
+
 def test_a_clip_without_a_table_prints_a_summary(clip, capsys):
     assert do([clip]) == 0
     printed = capsys.readouterr().out

@@ -59,18 +59,19 @@ def run(
 
 
 def _measure_all(config: Config, folder: Path, repeats: int, cpu: bool) -> None:
-    found = _ask({}, os.environ)["platform"]
-    if found == "cpu":
+    here = [_ask({}, os.environ)]
+    if here[0]["platform"] == "cpu":
         print(
             "No accelerator here: the CPU alone is measured. A record made elsewhere can be "
             "added with --merge=PATH",
             file=sys.stderr,
         )
-    platforms = ["cpu"] * (cpu or found == "cpu") + [found] * (found != "cpu")
-    for platform in platforms:
-        _kept(_ask({}, _environment(platform)), folder)  # or minutes are measured for nothing
-    for platform in platforms:
-        _add(_measure(config, platform, repeats), folder)
+    elif cpu:
+        here.insert(0, _ask({}, _environment("cpu")))
+    for device in here:
+        _kept(device, folder)  # or minutes are measured for nothing
+    for device in here:
+        _add(_measure(config, device["platform"], repeats), folder)
 
 
 def _measure(config: Config, platform: str, repeats: int) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def _numbers(found: Mapping[str, Any]) -> list[str]:
 
 def _spread(experiment: str) -> str:
     """Returns a sentence on the seeds of an experiment that have a record, if there are several."""
-    row = records.main_row(records.load_runs().get(experiment, []))
+    runs = records.load_runs().get(experiment, [])
+    row = records.main_row([found for found in runs if records.is_complete(found)])
     if len(row) < 2:
         return ""
     accuracy = records.over_seeds(row, "test", "accuracy")
