@@ -1,6 +1,7 @@
 """Photographs, groups and videos for the tests of `fer_jax.apps`."""
 
 import functools
+import re
 import struct
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def predictor(name: str = "arch02", seed: int = 0) -> Predictor:
 
 
 def write_video(path: Path, frames, rate: float = 10, codec: str = "mp4v") -> Path:
-    """Writes RGB frames; MJPG with odd sides too."""
+    """Writes RGB frames; MJPG in .avi with odd sides too."""
     height, width = frames[0].shape[:2]
-    api = cv2.CAP_OPENCV_MJPEG if codec == "MJPG" else cv2.CAP_FFMPEG
+    odd_too = codec == "MJPG" and path.suffix == ".avi"
+    api = cv2.CAP_OPENCV_MJPEG if odd_too else cv2.CAP_FFMPEG
     code = cv2.VideoWriter.fourcc(*codec)
     writer = cv2.VideoWriter(str(path), api, code, rate, (width, height))
     assert writer.isOpened()
@@ -108,3 +110,29 @@ def set_durations(path: Path, durations: list[tuple[int, int]]) -> None:
         length = int.from_bytes(grown[start : start + 4], "big") + len(box) - size
         grown[start : start + 4] = length.to_bytes(4, "big")
     path.write_bytes(grown)
+
+
+def set_rate_to_zero(path: Path) -> None:
+    """Writes into an .avi that no frame is to be shown in any time."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"strh") + 8 + 20  # dwScale, dwRate
+    data[start + 4 : start + 8] = bytes(4)
+    path.write_bytes(data)
+
+
+def slow_down(path: Path, factor: int) -> None:
+    """Makes what an .mkv with MJPG shows after 0.4 s so many times as slow (RFC 9559, 5.1.3).
+
+    Its frames are large enough to be clusters of their own, about 5 KB.
+    """
+
+    def later(time_ms: float) -> float:
+        return max(time_ms, 400 + (time_ms - 400) * factor)
+
+    data = bytearray(path.read_bytes())
+    for found in re.finditer(rb"\xe7\x82(..)[\xa0\xa3]", data, re.DOTALL):  # a cluster's Timestamp
+        at = found.start(1)
+        struct.pack_into(">H", data, at, int(later(*struct.unpack_from(">H", data, at))))
+    at = data.index(b"\x44\x89\x88") + 3  # Duration
+    struct.pack_into(">d", data, at, later(*struct.unpack_from(">d", data, at)))
+    path.write_bytes(data)

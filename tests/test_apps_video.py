@@ -3,7 +3,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from apps_pictures import photograph, read_video, scaled, set_durations, set_rotation, write_video
+from apps_pictures import (
+    photograph,
+    read_video,
+    scaled,
+    set_durations,
+    set_rate_to_zero,
+    set_rotation,
+    slow_down,
+    write_video,
+)
 
 from fer_jax.apps import video
 from fer_jax.errors import CopyError, FerError, PictureError
@@ -91,10 +100,7 @@ def test_an_impossible_rate_is_not_believed(tmp_path):
 
 def test_a_rate_of_zero_in_the_header(tmp_path):
     path = write_video(tmp_path / "a.avi", clip(height=65, width=97), 10, "MJPG")
-    data = bytearray(path.read_bytes())
-    start = data.index(b"strh") + 8 + 20  # dwScale, dwRate
-    data[start + 4 : start + 8] = bytes(4)
-    path.write_bytes(data)
+    set_rate_to_zero(path)
     frames, source = frames_of(path)
     assert len(frames) == 12
     assert 1 / 60 <= source.rate <= 240
@@ -129,17 +135,71 @@ def test_frames_that_cannot_be_decoded_are_left_out_and_counted(tmp_path):
     assert source.lost == 2
 
 
-def test_a_damaged_stretch_does_not_end_the_video(tmp_path):
-    path = write_video(tmp_path / "a.avi", clip(20, 65, 97), 10, "MJPG")
+def damage(path, count: int) -> None:
+    """Overwrites so many bytes in the middle."""
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
-    data[middle : middle + 400] = bytes(400)
+    data[middle : middle + count] = bytes(count)
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "mp4v"),
+        ("a.mov", "MJPG"),
+        ("a.avi", "XVID"),
+        ("a.mkv", "mp4v"),
+        ("a.webm", "VP80"),
+        ("a.ts", "MPG2"),
+    ],
+)
+def test_frames_that_a_damaged_stretch_takes_are_counted(tmp_path, name, codec):
+    path = write_video(tmp_path / name, clip(48), 25, codec)
+    damage(path, path.stat().st_size // 8)
+    frames, source = frames_of(path)
+    assert 2 <= source.lost == 48 - len(frames) <= 20
+    for frame, place in ((frames[2], 2), (frames[-1], 47)):  # before the damage and behind it
+        assert np.abs(frame.picture.astype(int) - clip(48)[place]).mean() < 20
+    if name != "a.avi":  # whose frames have no time stamps but their order
+        assert frames[-1].time_s == pytest.approx(47 / 25, abs=2e-3)
+
+
+def test_damaged_frames_do_not_end_a_video_and_keep_their_indices(tmp_path):
+    path = write_video(tmp_path / "a.mp4", clip(48), 25)
+    damage(path, path.stat().st_size // 8)
+    frames, source = frames_of(path)
+    indices = [frame.index for frame in frames]
+    (gap,) = [i for i, step in enumerate(np.diff(indices)) if step > 1]
+    assert indices[gap + 1] - indices[gap] == source.lost + 1
+    assert indices[-1] == 47
+    np.testing.assert_allclose([f.time_s for f in frames], np.array(indices) / 25, atol=1e-3)
+
+
+def test_what_a_decoder_conceals_cannot_be_counted(tmp_path):
+    path = write_video(tmp_path / "a.avi", clip(20, 65, 97), 10, "MJPG")
+    damage(path, 400)
     frames, source = frames_of(path)
     assert (frames[-1].index, source.lost) == (19, 0)
-    for index in (2, 19):  # before the damage and behind it
+    for index in (2, 19):
         found = frames[index].picture.astype(int)
         assert np.abs(found - clip(20, 65, 97)[index]).mean() < 20
+
+
+@pytest.mark.parametrize("kept", [1, 0.5])
+def test_a_varying_rate_is_no_damage(tmp_path, kept):
+    """Matroska tells how long it is, not how many frames it holds."""
+    path = write_video(tmp_path / "a.mkv", clip(40, 96, 128), 25, "MJPG")
+    slow_down(path, 4)
+    data = path.read_bytes()
+    path.write_bytes(data[: round(kept * len(data))])
+    frames, source = frames_of(path)
+    assert source.count == 10 + 30 * 4
+    if kept == 1:
+        assert (len(frames), source.lost) == (40, 0)
+        assert frames[-1].time_s == pytest.approx(0.4 + 29 * 4 / 25)
+    else:
+        assert source.lost > 0
 
 
 def _refusal(path) -> str:

@@ -329,7 +329,8 @@ class _Work:
         self._count(name, with_faces > 0, None)
         if frames.lost:
             self._tally.damaged += 1
-            _say(f"{name}: {frames.lost} of {frames.count} frames could not be decoded")
+            announced = frames.count or frames.read
+            _say(f"{name}: {frames.lost} of {announced} frames could not be decoded")
         if self._rows is None:
             line = f"{name}: {looked} frames looked at, {with_faces} with a face"
             if with_faces:

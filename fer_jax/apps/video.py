@@ -24,6 +24,7 @@ WRITTEN = (".mp4", ".avi")  # the endings that Writer gives
 FALLBACK_RATE = 25.0  # frames per second, where neither header nor time stamps say
 _RATES = (1 / 60, 240.0)  # frames per second that are believed
 _FULL = 1 << 20  # bytes; a disk with fewer free has cut a video short
+_PATIENCE = 1000  # damaged frames in a row; more are taken for the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Video:
       name: of the file or the camera.
       camera: whether it is one.
       rate: frames per second, of the header or, where that cannot be, of the first time stamps.
-      count: frames that the header announces; None if it does not, or of a camera.
+      count: frames that the header announces; None if it does not, or of a camera. Matroska, WebM
+        and others tell only how long they are, which OpenCV multiplies by the rate.
       read: frames that have been reached so far.
     """
 
@@ -63,10 +65,11 @@ class Video:
         self.camera = isinstance(source, int)
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
         self._capture = self._open(source)
-        self.read = self._damaged = 0
+        self.read = self._damaged = self._uneven = 0
+        self._time_s = 0.0  # of the last frame
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.camera and 0 < count < 2**31 else None
-        self.rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        self.rate = self._announced_rate = self._capture.get(self._cv2.CAP_PROP_FPS)
         if not _is_rate(self.rate):
             self.rate = FALLBACK_RATE if self.camera else self._measure_rate(source)
 
@@ -117,7 +120,7 @@ class Video:
         """Yields the frames until the end.
 
         Times are the container's; where it has none, of the rate; a camera's, since its first
-        frame.
+        frame. Frames of a file that cannot be decoded are left out, but for their indices.
 
         Args:
           every: which are wanted: those whose index it divides.
@@ -128,7 +131,7 @@ class Video:
           PictureError: if a file holds no frame at all.
         """
         last = start = None
-        while not stopped() and self._capture.grab():
+        while not stopped() and self._grab():
             now = time.monotonic()
             start = now if start is None else start
             time_s = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
@@ -136,7 +139,9 @@ class Video:
                 time_s = now - start
             elif last is not None and not time_s > last:
                 time_s = last + 1 / self.rate
-            last = time_s
+            if last is not None:
+                self._uneven += not 0.5 < (time_s - last) * self._announced_rate < 1.5
+            last = self._time_s = time_s
             index, self.read = self.read, self.read + 1
             picture = None
             if decode_all or index % every == 0:
@@ -149,11 +154,35 @@ class Video:
         if not self.camera and not self.read:
             raise PictureError(f"{self.name} holds no frame that can be decoded")
 
+    def _grab(self) -> bool:
+        """Goes to the next frame, past damaged ones, which are counted; returns if there is one.
+
+        A damaged frame and the end look the same; but behind the end nothing comes.
+        """
+        for failed in range(1 if self.camera else _PATIENCE):
+            if self._capture.grab():
+                self.read += failed
+                self._damaged += failed
+                return True
+        return False
+
     @property
     def lost(self) -> int:
-        """Announced frames that could not be decoded; a single one may be the header's rounding."""
+        """Frames that could not be decoded, or were announced and are not there.
+
+        A single missing one may be the header's rounding. What a decoder conceals is not known:
+        OpenCV tells nothing of it, nor does it let a decoder be told to conceal nothing.
+        """
         missing = (self.count or 0) - self.read
-        return self._damaged + (missing if missing > 1 else 0)
+        return self._damaged + (missing if missing > 1 and not self._is_count_a_guess() else 0)
+
+    def _is_count_a_guess(self) -> bool:
+        """Whether the rate varies, and what the header says of the duration is there in full.
+
+        Duration times rate is no number of frames then.
+        """
+        uneven = self._uneven > 0.1 * self.read
+        return uneven and self._time_s * self._announced_rate >= 0.9 * (self.count or 0)
 
 
 def _is_rate(rate: float) -> bool:
