@@ -19,6 +19,7 @@ from apps_pictures import (
     predictor,
     read_video,
     scaled,
+    set_rate_to_zero,
     set_rotation,
     write_video,
 )
@@ -420,6 +421,41 @@ def test_a_truncated_video_is_done_as_far_as_it_goes(tmp_path, capsys):
     assert status == 1
     assert 5 < len(rows) < 15
     assert f"{20 - len(rows)} of 20 frames could not be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "width"),
+    [
+        ("a.avi", "MJPG", 10, 97),
+        ("a.avi", "MJPG", 0, 97),
+        ("a.mp4", "mp4v", 1000, 96),
+        ("a.mov", "mp4v", 24000 / 1001, 96),
+        ("a.webm", "VP80", 25, 96),
+    ],
+)
+def test_a_copy_has_the_size_rate_and_frames_of_its_clip(tmp_path, name, codec, rate, width):
+    picture = scaled(photograph(), 0.25)[:64, :width]
+    path = write_video(tmp_path / name, [picture] * 9, rate or 10, codec)
+    if not rate:
+        set_rate_to_zero(path)
+    with video.Video(path) as source:
+        expected = source.rate
+    assert rate in (0, 1000) or expected == pytest.approx(rate, rel=1e-4)
+    do([path], None, Options(detect=False, out=tmp_path / "out"))
+    (copy,) = (tmp_path / "out").iterdir()
+    frames, found = read_video(copy)
+    assert [frame.shape for frame in frames] == [(64, width, 3)] * 9
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_copy_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    wide = write_video(tmp_path / "wide.avi", [np.zeros((16, 8192, 3), np.uint8)] * 3, 10, "MJPG")
+    monkeypatch.setattr(type(predictor()), "predict_pictures", None)
+    status, rows = do([wide], tmp_path / "t.jsonl", Options(out=tmp_path / "out"))
+    assert (status, rows) == (1, [])
+    said = capsys.readouterr().err
+    assert "wide.avi_faces.mp4 with 8192x16 pixels and 10 frames per second; is its" in said
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_video_whose_copy_cannot_be_written_is_counted_so(clip, tmp_path, capsys):

@@ -32,7 +32,7 @@ def frames_of(path, every=1, decode_all=False):
 def test_frames_come_in_order_with_their_times(tmp_path):
     path = write_video(tmp_path / "Mummé 中.mp4", clip(), 25)
     frames, source = frames_of(path)
-    assert (source.count, source.rate, source.lost) == (12, 25, 0)
+    assert (source.count, source.rate, source.size, source.lost) == (12, 25, (96, 64), 0)
     assert [frame.index for frame in frames] == list(range(12))
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(12) / 25, atol=1e-3)
     for frame, expected in zip(frames, clip(), strict=True):
@@ -68,7 +68,8 @@ def test_rotated_clips_come_upright(tmp_path, degrees, quarters):
     """Told to turn clockwise, as a phone does, and turned for real."""
     told = write_video(tmp_path / "told.mp4", clip())
     set_rotation(told, degrees)
-    frames, _ = frames_of(told)
+    frames, source = frames_of(told)
+    assert source.size == ((64, 96) if degrees % 180 else (96, 64))
     for frame, upright in zip(frames, clip(), strict=True):
         expected = np.rot90(upright, quarters)
         assert frame.picture.shape == expected.shape
@@ -232,17 +233,17 @@ def test_a_camera_that_is_not_there_is_named(index):
 @pytest.mark.parametrize(
     ("height", "width", "suffix"), [(64, 96, "mp4"), (64, 97, "avi"), (65, 96, "avi")]
 )
-@pytest.mark.parametrize("rate", [1, 10, 29.97, 60])
+@pytest.mark.parametrize("rate", [1 / 50, 1, 7.3456, 24000 / 1001, 60, 119.8712, 239.999])
 def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffix, rate):
     frames = clip(7, height, width)
-    with video.Writer(tmp_path / "new" / "out", rate) as writer:
+    with video.Writer(tmp_path / "new" / "out", rate, (width, height)) as writer:
         for frame in frames:
             writer.write(frame)
     (path,) = (tmp_path / "new").iterdir()
     assert path.name == f"out.{suffix}"
     found, found_rate = read_video(path)
     assert len(found) == 7
-    np.testing.assert_allclose(found_rate, rate, rtol=2e-3)
+    np.testing.assert_allclose(found_rate, rate, rtol=2e-4)
     for one, expected in zip(found, frames, strict=True):
         assert one.shape == expected.shape
         assert np.abs(one.astype(int) - expected).mean() < 12
@@ -259,7 +260,7 @@ def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffi
     ],
 )
 def test_with_times_a_video_takes_as_long_as_what_it_shows(tmp_path, times, count):
-    with video.Writer(tmp_path / "out", 10) as writer:
+    with video.Writer(tmp_path / "out", 10, (96, 64)) as writer:
         for frame, time_s in zip(clip(len(times)), times, strict=True):
             writer.write(frame, time_s)
     found, _ = read_video(tmp_path / "out.mp4")
@@ -270,7 +271,7 @@ def test_with_times_a_video_takes_as_long_as_what_it_shows(tmp_path, times, coun
 
 def test_what_is_shown_until_the_next_frame_is_the_one_before(tmp_path):
     dark, bright = np.zeros((64, 96, 3), np.uint8), np.full((64, 96, 3), 250, np.uint8)
-    with video.Writer(tmp_path / "out", 10) as writer:
+    with video.Writer(tmp_path / "out", 10, (96, 64)) as writer:
         writer.write(dark, 0)
         writer.write(bright, 0.5)
     found, _ = read_video(tmp_path / "out.mp4")
@@ -279,7 +280,7 @@ def test_what_is_shown_until_the_next_frame_is_the_one_before(tmp_path):
 
 def test_a_failure_leaves_no_half_video(tmp_path):
     def fail():
-        with video.Writer(tmp_path / "out", 10) as writer:
+        with video.Writer(tmp_path / "out", 10, (96, 64)) as writer:
             writer.write(clip(1)[0])
             raise KeyError
 
@@ -288,18 +289,35 @@ def test_a_failure_leaves_no_half_video(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_frame_nothing_is_written(tmp_path):
+    with video.Writer(tmp_path / "out", 10, (96, 64)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(CopyError, match=r"cannot write .*out.mp4: a file stands where a folder"),
-        video.Writer(tmp_path / "file" / "out", 10) as writer,
-    ):
-        writer.write(clip(1)[0])
+    with pytest.raises(CopyError, match=r"cannot write .*out.mp4: a file stands where a folder"):
+        video.Writer(tmp_path / "file" / "out", 10, (96, 64))
+
+
+@pytest.mark.parametrize(
+    ("rate", "size", "said"),
+    [
+        (10, (8192, 64), r"out.mp4 with 8192x64 pixels and 10 frames per second"),
+        (1e6, (96, 64), r"out.mp4 with 96x64 pixels and 1e\+06 frames per second"),
+        (10, (0, 0), r"out.mp4 with 0x0 pixels"),
+    ],
+)
+def test_what_no_codec_writes_is_named_before_any_frame(tmp_path, rate, size, said):
+    with pytest.raises(CopyError, match=rf"cannot write .*{said}"):
+        video.Writer(tmp_path / "out", rate, size)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_could_not_be_written_whole_is_named_and_gone(tmp_path):
     def fail():
-        with video.Writer(tmp_path / "out", 10) as writer:
+        with video.Writer(tmp_path / "out", 10, (96, 64)) as writer:
             writer.write(clip(1)[0])
             writer.write(clip(1, 32)[0])  # OpenCV passes over another size
 
@@ -310,7 +328,7 @@ def test_what_could_not_be_written_whole_is_named_and_gone(tmp_path):
 
 def test_a_full_disk_ends_more_than_one_copy(tmp_path, monkeypatch):
     def fail():
-        with video.Writer(tmp_path / "out", 10) as writer:
+        with video.Writer(tmp_path / "out", 10, (96, 64)) as writer:
             writer.write(clip(1)[0])
             monkeypatch.setattr(writer, "_frames", lambda: 0)
             monkeypatch.setattr(video.shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
@@ -321,12 +339,10 @@ def test_a_full_disk_ends_more_than_one_copy(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_is_too_long_is_one_copy_that_cannot_be_written(tmp_path):
-    with (
-        pytest.raises(CopyError, match="cannot write"),
-        video.Writer(tmp_path / ("x" * 247), 10) as writer,
-    ):
-        writer.write(clip(1)[0])
+@pytest.mark.parametrize("width", [96, 97])
+def test_a_name_that_is_too_long_is_one_copy_that_cannot_be_written(tmp_path, width):
+    with pytest.raises(CopyError, match="cannot write"):
+        video.Writer(tmp_path / ("x" * 247), 10, (width, 64))
 
 
 # Smoothing

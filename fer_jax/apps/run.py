@@ -310,7 +310,9 @@ class _Work:
             progress = stack.enter_context(
                 tqdm(total=frames.count, unit=" frames", desc=name, disable=_QUIET)
             )
-            writer = stack.enter_context(video.Writer(stem, frames.rate)) if stem else None
+            writer = None
+            if stem:  # opened before anything is looked at
+                writer = stack.enter_context(video.Writer(stem, frames.rate, frames.size))
             for frame, faces in self._looked_at(frames, writer is not None, stopped):
                 if faces is not None:
                     probabilities = [face.probabilities for face in faces]

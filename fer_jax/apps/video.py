@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import shutil
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ class Video:
       name: of the file or the camera.
       camera: whether it is one.
       rate: frames per second, of the header or, where that cannot be, of the first time stamps.
+      size: width and height in pixels, upright, of each frame.
       count: frames that the header announces; None if it does not, or of a camera. Matroska, WebM
         and others tell only how long they are, which OpenCV multiplies by the rate.
       read: frames that have been reached so far.
@@ -67,6 +69,9 @@ class Video:
         self._capture = self._open(source)
         self.read = self._damaged = self._uneven = 0
         self._time_s = 0.0  # of the last frame
+        width = self._capture.get(self._cv2.CAP_PROP_FRAME_WIDTH)
+        height = self._capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT)
+        self.size = (int(width), int(height))
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.camera and 0 < count < 2**31 else None
         self.rate = self._announced_rate = self._capture.get(self._cv2.CAP_PROP_FPS)
@@ -200,22 +205,50 @@ class Writer:
     """Writes a video of the size, rate and duration of its input; a context manager.
 
     MPEG-4 in `.mp4`; where a side is odd, which that and most formats do not allow, Motion JPEG in
-    `.avi`. The file appears under its name when the context is left without an error.
+    `.avi`. The file appears under its name when the context is left without an error, if it holds
+    a frame.
     """
 
-    def __init__(self, stem: Path, rate: float):
-        """Prepares; the file is opened at the first frame, whose size it takes.
+    def __init__(self, stem: Path, rate: float, size: tuple[int, int]):
+        """Opens the file.
 
         Args:
-          stem: the file's path without `.mp4` or `.avi`.
+          stem: its path without `.mp4` or `.avi`.
           rate: frames per second.
+          size: width and height of the frames in pixels.
+
+        Raises:
+          CopyError: if there can be no such file.
+          FerError: if the disk is full.
         """
         self._cv2: Any = opencv.load()
-        self._stem, self._rate = stem, rate
-        self._writer: Any = None
-        self._path = self._part = stem
+        # MPEG-4 has 65,535 for the numerator; OpenCV makes one of three decimals.
+        self._rate = round(rate, 2) if rate > 65 else rate
+        self._is_avi = any(side % 2 for side in size)
+        suffix = WRITTEN[self._is_avi]
+        self._path = stem.with_name(stem.name + suffix)
+        self._part = stem.with_name(f".{stem.name}.part{suffix}")
         self._last: np.ndarray | None = None
         self._written = 0
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.unwritable_copy(self._path, error) from error
+        self._writer = self._open(size)
+        if not self._writer.isOpened():
+            self._remove()
+            raise CopyError(
+                f"cannot write {self._path} with {size[0]}x{size[1]} pixels and {rate:g} frames "
+                "per second; is its folder writable? Name another with --out=DIR"
+            )
+
+    def _open(self, size: tuple[int, int]) -> Any:
+        cv2 = self._cv2
+        if not self._is_avi:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            return cv2.VideoWriter(str(self._part), cv2.CAP_FFMPEG, code, self._rate, size)
+        code, rate = cv2.VideoWriter.fourcc(*"MJPG"), max(1, round(self._rate))
+        return cv2.VideoWriter(str(self._part), cv2.CAP_OPENCV_MJPEG, code, rate, size)
 
     def write(self, picture: np.ndarray, time_s: float | None = None) -> None:
         """Appends a frame.
@@ -225,10 +258,6 @@ class Writer:
           time_s: seconds since the first frame. The frame before is repeated until then, and this
             one left out if it comes early, so that what was filmed plays as fast as it happened.
             None appends it once.
-
-        Raises:
-          CopyError: if the file cannot be opened.
-          FerError: if the disk is full.
         """
         bgr = np.ascontiguousarray(picture[..., ::-1])
         due = self._written if time_s is None else time_s * self._rate  # frames before this one
@@ -239,29 +268,8 @@ class Writer:
         self._last = bgr
 
     def _append(self, bgr: np.ndarray) -> None:
-        writer = self._writer or self._open(bgr.shape[1], bgr.shape[0])
-        writer.write(bgr)
+        self._writer.write(bgr)
         self._written += 1
-
-    def _open(self, width: int, height: int) -> Any:
-        cv2 = self._cv2
-        odd = width % 2 or height % 2
-        suffix, codec = (WRITTEN[1], "MJPG") if odd else (WRITTEN[0], "mp4v")
-        backend = cv2.CAP_OPENCV_MJPEG if odd else cv2.CAP_FFMPEG
-        self._path = self._stem.with_name(self._stem.name + suffix)
-        self._part = self._stem.with_name(f".{self._stem.name}.part{suffix}")
-        try:
-            self._stem.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.unwritable_copy(self._path, error) from error
-        code = cv2.VideoWriter.fourcc(*codec)
-        self._writer = cv2.VideoWriter(str(self._part), backend, code, self._rate, (width, height))
-        if not self._writer.isOpened():
-            raise CopyError(
-                f"cannot write {self._path} with {width}x{height} pixels and {self._rate:g} frames "
-                "per second; is its folder writable? Name another with --out=DIR"
-            )
-        return self._writer
 
     def __enter__(self) -> "Writer":
         """Returns itself."""
@@ -274,30 +282,43 @@ class Writer:
           CopyError: if it could not be written whole.
           FerError: if the disk is full.
         """
-        if self._writer is None:
-            return
         self._writer.release()
         try:
-            if kind is None:
+            if kind is None and self._written:
                 self._complete()
         except OSError as error:
             raise errors.unwritable_copy(self._path, error) from error
         finally:
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
+            self._remove()
 
     def _complete(self) -> None:
         if self._frames() != self._written:
             if shutil.disk_usage(self._part.parent).free < _FULL:
                 raise FerError(f"cannot write {self._path}: No space left on device")
             raise CopyError(f"{self._path} cannot be written whole; do its frames differ in size?")
+        if self._is_avi:
+            _set_rate(self._part, self._rate)
         self._part.replace(self._path)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._part.unlink(missing_ok=True)
 
     def _frames(self) -> int:
         capture = self._cv2.VideoCapture(str(self._part), self._cv2.CAP_FFMPEG)
         count = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
         capture.release()
         return count
+
+
+def _set_rate(avi: Path, rate: float) -> None:
+    """Writes the rate into an .avi; OpenCV's writer rounds it to whole frames per second."""
+    with avi.open("r+b") as file:
+        head = file.read(512)
+        file.seek(head.index(b"avih") + 8)
+        file.write(struct.pack("<I", round(1e6 / rate)))  # dwMicroSecPerFrame
+        file.seek(head.index(b"strh") + 28)
+        file.write(struct.pack("<II", 1000, round(1000 * rate)))  # dwScale, dwRate
 
 
 class Smoother:
