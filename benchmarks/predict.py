@@ -1,6 +1,6 @@
-"""Times prediction: a face, many faces, frames with a face; beside ONNX Runtime.
+"""Times prediction: a face, many faces, frames with a face; beside ONNX Runtime and `fer`.
 
-    uv run python benchmarks/predict.py --weights=compact
+    uv run python benchmarks/predict.py --weights=compact --fer_python=/path/to/python
 
 Prints a table and writes `results/predict.json`. Each measurement is a fresh process that may use
 so many cores as it says; peers take turns, and each number is the median over the rounds. A face is
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from absl import app, flags
+from workload import repeat
 
 from fer_jax.errors import BenchmarkError
 from fer_jax.machine import environment
@@ -33,19 +33,10 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "as `fer-jax predict` takes them
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "of all measurements", 1)
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "each measurement is timed for", 0.0)
 _OUTPUT = flags.DEFINE_string("output", str(ROOT / "results" / "predict.json"), "the record")
+_FER_PYTHON = flags.DEFINE_string(
+    "fer_python", None, "Python of an environment with the package `fer`; without it, no `fer`"
+)
 _WORKER = flags.DEFINE_string("worker", None, "internal: the measurement of this process")
-
-
-def repeat(call: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Calls for so long, after a warm-up; returns the median `ms` of a call and calls `per_s`."""
-    for _ in range(3):
-        call()
-    times, end = [], time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return {"ms": 1e3 * median(times), "per_s": len(times) / sum(times)}
 
 
 def ours(count: int, weights: str | None, seconds: float, in_cpp: bool = True) -> dict[str, float]:
@@ -129,6 +120,13 @@ MEASUREMENTS: dict[str, tuple[int, Callable[[str | None, float], dict[str, float
     "a frame of a video of 640 pixels": (2, lambda w, s: frames(True, w, s)),
 }
 
+# The same of the package `fer`: name -> cores, and what peer_fer.py is asked for.
+FER = {
+    "one face, fer": (2, "face"),
+    "one face, one core, fer": (1, "face"),
+    "a frame of 640 pixels, fer": (2, "frame"),
+}
+
 
 def main(_: list[str]) -> None:
     """Measures everything, or as a worker one of it."""
@@ -141,14 +139,17 @@ def main(_: list[str]) -> None:
         return
     compile_library = "from fer_jax.ops import native; native.load()"  # as training leaves it
     subprocess.run([sys.executable, "-c", compile_library], env=_environment(), check=True)
-    rounds = [{name: _run(name) for name in MEASUREMENTS} for _ in range(_ROUNDS.value)]
+    names = [*MEASUREMENTS, *(FER if _FER_PYTHON.value else ())]
+    rounds = [{name: _run(name) for name in names} for _ in range(_ROUNDS.value)]
     medians = {
         name: {key: median(found[name][key] for found in rounds) for key in rounds[0][name]}
-        for name in MEASUREMENTS
+        for name in names
     }
     rows = [[name, f"{m['ms']:.2f}", f"{m['per_s']:,.1f}"] for name, m in medians.items()]
     print(markdown.table(("What", "ms a call", "calls a second"), rows))
     record = {"weights": _WEIGHTS.value, "medians": medians, "rounds": rounds}
+    if _FER_PYTHON.value:
+        record["fer"] = _fer_versions(_FER_PYTHON.value)
     workdir.write_json(Path(_OUTPUT.value), record | {"environment": environment.describe()})
 
 
@@ -156,9 +157,25 @@ def _environment() -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
+def _fer_versions(python: str) -> dict[str, str]:
+    code = "import importlib.metadata as m; print(m.version('fer'), m.version('tensorflow'))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return dict(zip(("fer", "tensorflow"), done.stdout.split(), strict=True))
+
+
+def _command(name: str) -> list[str]:
+    command = [sys.executable, __file__, f"--worker={name}"]
+    if name in FER and _FER_PYTHON.value:
+        cores, what = FER[name]
+        peer = str(Path(__file__).with_name("peer_fer.py"))
+        command = [_FER_PYTHON.value, peer, what, f"--cores={cores}"]
+    elif _WEIGHTS.value:
+        command.append(f"--weights={_WEIGHTS.value}")
+    return [*command, f"--seconds={_SECONDS.value}"]
+
+
 def _run(name: str) -> dict[str, float]:
-    command = [sys.executable, __file__, f"--worker={name}", f"--seconds={_SECONDS.value}"]
-    command += [f"--weights={_WEIGHTS.value}"] * bool(_WEIGHTS.value)
+    command = _command(name)
     done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if done.returncode:
         raise BenchmarkError(f"{name}: {done.stderr.strip().splitlines()[-1]}")

@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import numpy as np
 
@@ -115,6 +116,18 @@ def calls_per_s(call: Callable[[], object], wait: Callable[[], object], seconds:
 
     run(seconds / 2, at_least=8)
     return run(seconds, at_least=2)
+
+
+def repeat(call: Callable[[], object], seconds: float) -> dict[str, float]:
+    """Calls for so long, after a warm-up; returns the median `ms` of a call and calls `per_s`."""
+    for _ in range(3):
+        call()
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return {"ms": 1e3 * median(times), "per_s": len(times) / sum(times)}
 
 
 def run_worker(measure: Callable[[argparse.Namespace], Iterator[dict]], *options: str) -> None:
