@@ -7,11 +7,11 @@ from apps_pictures import crops, group, photograph, predictor
 from PIL import Image
 
 import fer_jax
-from fer_jax import predict, train
+from fer_jax import predict, train, tta
 from fer_jax.apps import crop, explain
 from fer_jax.apps import load as load_module
 from fer_jax.apps.load import load
-from fer_jax.apps.predictor import BATCH, FEW, _batch_sizes
+from fer_jax.apps.predictor import BATCH, FEW, Predictor, _batch_sizes
 from fer_jax.config import get_config
 from fer_jax.data import pictures
 from fer_jax.errors import CheckpointError, PictureError, WeightsError
@@ -19,6 +19,8 @@ from fer_jax.labels import CLASSES
 from fer_jax.models import MODELS
 from fer_jax.ops import native
 from fer_jax.weights import store
+
+slow = pytest.mark.slow
 
 
 def log_probs(images: np.ndarray) -> np.ndarray:
@@ -61,6 +63,29 @@ def test_crops_give_exactly_what_make_predict_gives(count):
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.exp(log_probs(images)))
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("flip", marks=slow), "shifts", pytest.param("ten_crop", marks=slow)]
+)
+def test_views_give_exactly_what_an_evaluations_views_give(name):
+    images = crops(FEW + 1)
+    plain = predictor()
+    of = Predictor(plain._model, plain._variables, plain.name, views=name)
+    direct = predict.make_predict(of._model, of._mesh, BATCH)
+    expected = tta.predict_views(direct, of._variables, images[..., None], name, "probabilities")
+    found = of.predict(images)
+    np.testing.assert_array_equal(found, np.exp(expected))
+    assert np.abs(found - plain.predict(images)).max() > 1e-3
+    faces = of.predict_pictures([np.repeat(i[..., None], 3, axis=2) for i in images], detect=False)
+    np.testing.assert_array_equal([only.probabilities for (only,) in faces], found)
+    np.testing.assert_allclose(of.predict(images[:1]), found[:1], rtol=0, atol=1e-6)
+    assert of.predict(images[:0]).shape == (0, 7)
+
+
+def test_views_that_there_are_not_are_named():
+    with pytest.raises(ValueError, match="no views 'many', but none, flip, shifts, ten_crop"):
+        load("arch02", views="many")
 
 
 def test_the_same_crops_in_files_give_exactly_the_same(tmp_path):

@@ -630,6 +630,20 @@ def test_a_table_of_other_weights_of_the_same_name_is_refused(stored, folder, tm
     assert (tmp_path / "t").read_bytes() == before
 
 
+def test_a_table_of_averages_over_views_is_one_of_its_own(stored, tmp_path, capsys):
+    Image.fromarray(crops(1)[0]).save(tmp_path / "a.png")
+    arguments = ["predict", str(tmp_path / "a.png"), "--no-detect", f"--weights={stored}"]
+    arguments.append(f"--json={tmp_path}/t")
+    assert cli.main([*arguments, "--views=flip"]) == 0
+    row = json.loads((tmp_path / "t").read_text(encoding="utf-8"))
+    of = load(stored, "flip")
+    ((face,),) = of.predict_pictures([crops(1)[0]], detect=False)
+    assert [np.float32(p) for p in row["probabilities"].values()] == list(face.probabilities)
+    assert row["weights"] == f"some_weights@{of.fingerprint}+flip"
+    assert cli.main(arguments) == 2
+    assert "+flip', these are 'some_weights@" in capsys.readouterr().err
+
+
 def test_a_table_goes_on_with_its_weights_named_by_their_file(stored, folder, tmp_path, capsys):
     arguments = ["predict", str(folder / "a.jpg"), f"--json={tmp_path}/t"]
     assert cli.main([*arguments, f"--weights={stored}"]) == 0

@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from fer_jax.config import VIEWS
+
     parser = argparse.ArgumentParser("fer-jax", description="Seven emotions in faces.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_export(commands)
@@ -81,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     add("paths", nargs="*", type=Path, metavar="PATH", help="picture, video, or folder of such")
     add("--camera", type=_number(0), metavar="INDEX", help="look at a camera, until Ctrl-C")
     add("--weights", help="name of shipped weights, their folder, a run's folder or a Keras file")
+    add(
+        "--views",
+        choices=VIEWS,
+        default="none",
+        help="average over views of a face: flip 2, ten_crop 10, shifts 18, for as many times the "
+        "network's work; shifts is what the tables of accuracy call views averaged",
+    )
     add(
         "--no-detect",
         dest="detect",
@@ -233,13 +242,14 @@ def _predict(options: argparse.Namespace) -> int:
     files, root, unread = run.find_files(options.paths, options.out)
     if not files and options.camera is None:
         raise FerError(f"no picture or video in {', '.join(map(str, options.paths))}")
-    predictor = load(options.weights)
+    predictor = load(options.weights, options.views)
     what = run.Options(options.detect, options.out, options.explain, options.every, options.smooth)
     path, kind = (options.json, "json") if options.json else (options.csv, "csv")
     with contextlib.ExitStack() as stack:
         table = None
         if path:
-            weights = f"{predictor.name}@{predictor.fingerprint}"
+            views = "" if predictor.views == "none" else f"+{predictor.views}"
+            weights = f"{predictor.name}@{predictor.fingerprint}{views}"
             table = stack.enter_context(Table(path, kind, predictor.classes, weights))
         mine = files[index::count]
         return run.run(predictor, mine, root, what, table, options.camera, unread)

@@ -55,18 +55,23 @@ class Network(NamedTuple):
     metadata: dict[str, Any]
 
 
-def load(weights: str | Path | None = None) -> Predictor:
+def load(weights: str | Path | None = None, views: str = "none") -> Predictor:
     """Loads a trained network as what predicts; see :func:`load_network`.
 
     On a CPU convolutions run in C++ where training on this machine has compiled it, in XLA alone
     elsewhere; the two round differently.
+
+    Args:
+      weights: as :func:`load_network` takes them.
+      views: of each face, over which is averaged, see :func:`fer_jax.tta.views`. What the records
+        here call views averaged is `shifts`: 18 times the network's work.
     """
     from fer_jax.ops import native
 
     network = load_network(weights)
     native.load_kept()
     classes, sha256 = network.metadata["classes"], network.metadata["sha256"]
-    return Predictor(network.model, network.variables, network.name, classes, sha256)
+    return Predictor(network.model, network.variables, network.name, classes, sha256, views)
 
 
 def load_network(weights: str | Path | None = None) -> Network:

@@ -63,6 +63,8 @@ class Predictor:
       fingerprint: how the SHA-256 of the weights begins, in 8 hexadecimal digits. It tells weights
         apart by content, whatever they are called. Empty where :func:`fer_jax.load` did not load
         them.
+      views: of each face, over which the probabilities are averaged; one of
+        `fer_jax.config.VIEWS`, see :func:`fer_jax.tta.views`.
     """
 
     def __init__(
@@ -72,22 +74,31 @@ class Predictor:
         name: str,
         classes: Sequence[str] = CLASSES,
         sha256: str = "",
+        views: str = "none",
     ):
         """Takes a network, from `create_model`, and its variables.
 
         The first JAX device computes. On a CPU convolutions run in C++ if
         :mod:`fer_jax.ops.native` has been loaded, in XLA alone otherwise.
+
+        Raises:
+          ValueError: if there are no such views.
         """
         import jax
         from jax.sharding import Mesh
 
+        from fer_jax.config import VIEWS
         from fer_jax.machine import devices
+
+        if views not in VIEWS:
+            raise ValueError(f"there are no views {views!r}, but {', '.join(VIEWS)}")
 
         self._model = model
         self._mesh = mesh = Mesh(np.asarray(jax.devices()[:1]), (devices.BATCH_AXIS,))
         self.name = name
         self.classes = tuple(classes)
         self.fingerprint = sha256[:8]
+        self.views = views
         self._variables = devices.put(variables, devices.replicated(mesh))
         self._programs: dict[int, Any] = {}  # by how many images they take
         self._own = threading.local()
@@ -102,8 +113,9 @@ class Predictor:
 
         Returns:
           Probabilities `[n, classes]` float32; of 48x48 grey images exactly the exponential of what
-          :func:`fer_jax.predict.make_predict` gives. An image alone is a batch of its own; on a CPU
-          it goes through :mod:`fer_jax.apps.prepared`, and gives other last bits.
+          :func:`fer_jax.predict.make_predict` gives, averaged over views by
+          :func:`fer_jax.tta.predict_views`. An image alone is a batch of its own; on a CPU it goes
+          through :mod:`fer_jax.apps.prepared`, and gives other last bits.
 
         Raises:
           ValueError: for images of another shape or type, or one RGB picture alone.
@@ -128,13 +140,18 @@ class Predictor:
         return self._predict(grey, [1] if len(grey) == 1 else _batch_sizes(len(grey)))
 
     def _predict(self, grey: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-        """Predicts from `[n, 48, 48]` uint8 in batches of these sizes."""
-        found, start = [np.empty((0, len(self.classes)), np.float32)], 0
-        for size in sizes:
-            batch = grey[start : start + size, ..., None]
-            found.append(self._program(size)(batch))
-            start += size
-        return np.exp(np.concatenate(found))
+        """Predicts from `[n, 48, 48]` uint8 in batches of these sizes, a view after the other."""
+        from fer_jax import tta
+
+        def log_probs(_, images: Any) -> np.ndarray:
+            found, start = [np.empty((0, len(self.classes)), np.float32)], 0
+            for size in sizes:
+                found.append(self._program(size)(images[start : start + size]))
+                start += size
+            return np.concatenate(found)
+
+        images = grey[..., None]
+        return np.exp(tta.predict_views(log_probs, None, images, self.views, "probabilities"))
 
     def _program(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
         if size not in self._programs:

@@ -12,8 +12,9 @@ Column             Content
 `score`            how sure the detector is, 0.7 to 1; none of `--no-detect`
 `probabilities`    the seven classes' probabilities, which add up to 1, by name in the order of the
                    labels; in CSV `probability_Anger` and so on. Never smoothed
-`weights`          name of the weights that they come from, `@` and how their SHA-256 begins. The
-                   name may change within a table, what stands behind the last `@` not
+`weights`          name of the weights that they come from, `@` and how their SHA-256 begins; then
+                   `+` and the name of the views, if they are averaged over some. The name of the
+                   weights may change within a table, what stands behind the last `@` not
 =================  ==============================================================================
 
 A picture, or a processed frame, without a face has one row, in which the fields of a face are none:
