@@ -47,6 +47,16 @@ def _predict(found: dict[str, Any]) -> str:
         f"(`--rounds={rounds}`) of fresh processes that take turns. The detector alone reaches "
         f"{frame['detector_per_s']:.1f} frames a second; a video with the network behind it goes "
         f"at {frame['of_detector']:.0%} of the detector's rate, the median of the rounds' ratios."
+        + _fer(found)
+    )
+
+
+def _fer(found: dict[str, Any]) -> str:
+    if not (versions := found.get("fer")):
+        return ""
+    return (
+        f" `fer` is the package of that name, {versions['fer']} as it comes: mini-XCEPTION "
+        f"in TensorFlow Lite {versions['tensorflow']}, and a Haar cascade that finds faces."
     )
 
 
