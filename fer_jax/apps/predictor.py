@@ -140,18 +140,16 @@ class Predictor:
         return self._predict(grey, [1] if len(grey) == 1 else _batch_sizes(len(grey)))
 
     def _predict(self, grey: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-        """Predicts from `[n, 48, 48]` uint8 in batches of these sizes, a view after the other."""
+        """Predicts from `[n, 48, 48]` uint8 in batches of these sizes."""
         from fer_jax import tta
 
-        def log_probs(_, images: Any) -> np.ndarray:
-            found, start = [np.empty((0, len(self.classes)), np.float32)], 0
-            for size in sizes:
-                found.append(self._program(size)(images[start : start + size]))
-                start += size
-            return np.concatenate(found)
-
-        images = grey[..., None]
-        return np.exp(tta.predict_views(log_probs, None, images, self.views, "probabilities"))
+        found, start = [np.empty((0, len(self.classes)), np.float32)], 0
+        for size in sizes:
+            batch, program = grey[start : start + size, ..., None], self._program(size)
+            log_probs = lambda _, images, program=program: program(images)  # noqa: E731
+            found.append(tta.predict_views(log_probs, None, batch, self.views, "probabilities"))
+            start += size
+        return np.exp(np.concatenate(found))
 
     def _program(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
         if size not in self._programs:

@@ -25,6 +25,7 @@ WRITTEN = (".mp4", ".avi")  # the endings that Writer gives
 FALLBACK_RATE = 25.0  # frames per second, where neither header nor time stamps say
 _RATES = (1 / 60, 240.0)  # frames per second that are believed
 _FULL = 1 << 20  # bytes; a disk with fewer free has cut a video short
+_COUNTED = (".avi", ".m4v", ".mov", ".mp4")  # formats whose header has the number of frames
 _PATIENCE = 1000  # damaged frames in a row; more are taken for the end
 
 
@@ -68,10 +69,11 @@ class Video:
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
         self._capture = self._open(source)
         self.read = self._damaged = self._uneven = 0
-        self._time_s = 0.0  # of the last frame
         width = self._capture.get(self._cv2.CAP_PROP_FRAME_WIDTH)
         height = self._capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT)
         self.size = (int(width), int(height))
+        if not self.camera and min(self.size) == 0:
+            raise self._holds_nothing()
         count = self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.camera and 0 < count < 2**31 else None
         self.rate = self._announced_rate = self._capture.get(self._cv2.CAP_PROP_FPS)
@@ -146,7 +148,7 @@ class Video:
                 time_s = last + 1 / self.rate
             if last is not None:
                 self._uneven += not 0.5 < (time_s - last) * self._announced_rate < 1.5
-            last = self._time_s = time_s
+            last = time_s
             index, self.read = self.read, self.read + 1
             picture = None
             if decode_all or index % every == 0:
@@ -157,12 +159,16 @@ class Video:
                 picture = _to_rgb(bgr)
             yield Frame(index, round(time_s, 4), picture)
         if not self.camera and not self.read:
-            raise PictureError(f"{self.name} holds no frame that can be decoded")
+            raise self._holds_nothing()
+
+    def _holds_nothing(self) -> PictureError:
+        return PictureError(f"{self.name} holds no frame that can be decoded")
 
     def _grab(self) -> bool:
         """Goes to the next frame, past damaged ones, which are counted; returns if there is one.
 
-        A damaged frame and the end look the same; but behind the end nothing comes.
+        A damaged frame and the end look the same, but behind the end nothing comes. Frames that are
+        damaged and the last are part of the end.
         """
         for failed in range(1 if self.camera else _PATIENCE):
             if self._capture.grab():
@@ -179,15 +185,9 @@ class Video:
         OpenCV tells nothing of it, nor does it let a decoder be told to conceal nothing.
         """
         missing = (self.count or 0) - self.read
-        return self._damaged + (missing if missing > 1 and not self._is_count_a_guess() else 0)
-
-    def _is_count_a_guess(self) -> bool:
-        """Whether the rate varies, and what the header says of the duration is there in full.
-
-        Duration times rate is no number of frames then.
-        """
-        uneven = self._uneven > 0.1 * self.read
-        return uneven and self._time_s * self._announced_rate >= 0.9 * (self.count or 0)
+        # Duration times rate is no number of frames where the rate varies.
+        exact = self.name.lower().endswith(_COUNTED) or self._uneven <= 0.1 * self.read
+        return self._damaged + (missing if missing > 1 and exact else 0)
 
 
 def _is_rate(rate: float) -> bool:
@@ -222,7 +222,8 @@ class Writer:
           FerError: if the disk is full.
         """
         self._cv2: Any = opencv.load()
-        # MPEG-4 has 65,535 for the numerator; OpenCV makes one of three decimals.
+        # MPEG-4 has 65,535 for the numerator; OpenCV makes one of three decimals, which puts the
+        # slowest rates off by up to 2 %.
         self._rate = round(rate, 2) if rate > 65 else rate
         self._is_avi = any(side % 2 for side in size)
         suffix = WRITTEN[self._is_avi]
@@ -318,7 +319,7 @@ def _set_rate(avi: Path, rate: float) -> None:
         file.seek(head.index(b"avih") + 8)
         file.write(struct.pack("<I", round(1e6 / rate)))  # dwMicroSecPerFrame
         file.seek(head.index(b"strh") + 28)
-        file.write(struct.pack("<II", 1000, round(1000 * rate)))  # dwScale, dwRate
+        file.write(struct.pack("<II", 10**6, round(1e6 * rate)))  # dwScale, dwRate
 
 
 class Smoother:

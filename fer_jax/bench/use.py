@@ -55,8 +55,9 @@ def _fer(found: dict[str, Any]) -> str:
     if not (versions := found.get("fer")):
         return ""
     return (
-        f" `fer` is the package of that name, {versions['fer']} as it comes: mini-XCEPTION "
-        f"in TensorFlow Lite {versions['tensorflow']}, and a Haar cascade that finds faces."
+        f" `fer` is the package of that name, {versions['fer']}, as it comes: mini-XCEPTION, "
+        f"quantized, in TensorFlow Lite {versions['tensorflow']}, and a Haar cascade that finds "
+        "faces."
     )
 
 
