@@ -28,6 +28,7 @@ RECIPES = {
     "compact_distilled": "Compact, distilled",
     "compact_distilled_light": "Compact, distilled, light augmentation",
     "compact_ensemble": "Compact, ensemble",
+    "compact_muon_ensemble": "Compact, Muon, strong augmentation, ensemble",
     "record": "ResNet-18",
 }
 type _Columns = Sequence[tuple[str, str]]  # (split, metric)
