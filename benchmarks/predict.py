@@ -162,10 +162,8 @@ def _environment() -> dict[str, str]:
 
 def _fer_versions(python: str) -> dict[str, str]:
     code = "import importlib.metadata as m; print(m.version('fer'), m.version('tensorflow'))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(f"--fer_python: {done.stderr.strip().splitlines()[-1]}")
-    return dict(zip(("fer", "tensorflow"), done.stdout.split(), strict=True))
+    found = _output("--fer_python", [python, "-c", code])
+    return dict(zip(("fer", "tensorflow"), found.split(), strict=True))
 
 
 def _command(name: str) -> list[str]:
@@ -180,11 +178,15 @@ def _command(name: str) -> list[str]:
 
 
 def _run(name: str) -> dict[str, float]:
-    command = _command(name)
+    return json.loads(_output(name, _command(name)))
+
+
+def _output(name: str, command: list[str]) -> str:
+    """Returns the last line that a command prints."""
     done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if done.returncode:
         raise BenchmarkError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 if __name__ == "__main__":

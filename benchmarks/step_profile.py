@@ -25,6 +25,7 @@ import jax
 from absl import app, flags
 from peer_fer_jax import Trainer
 
+from fer_jax.bench import use
 from fer_jax.errors import BenchmarkError
 from fer_jax.machine import environment
 from fer_jax.report import markdown
@@ -247,10 +248,8 @@ def format_table(record: dict[str, Any]) -> str:
         rows += [[part, *cells]]
     for label, key in (("Step, median", "profiled_step_ms"), ("Without profiler", "step_ms")):
         rows.append([label, *(f"{found[key]:.1f}" for found in networks.values())])
-    device = record["environment"]["device"]
-    features = ", ".join(device["cpu_features"])
     return (
-        f"{device['kind']}, {device['cpu_cores']} cores ({features}), {record['dtype']}; "
+        f"{use.machine(record)}, {record['dtype']}; "
         f"milliseconds of a training step, means over steps and cores.\n\n"
         f"{markdown.table(('Part', *header), rows)}"
     )

@@ -1,23 +1,12 @@
-import importlib.util
 import json
-from pathlib import Path
 
+import benchmark_files
 import pytest
-from absl import flags
-
-FILE = Path(__file__).parent.parent / "benchmarks" / "ops.py"
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    for define in ("DEFINE_integer", "DEFINE_string"):  # names that other benchmarks have as well
-        monkeypatch.setattr(flags, define, lambda *arguments: None)
-    spec = importlib.util.spec_from_file_location("ops_benchmark", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_files.load("ops", monkeypatch)
 
 
 def test_the_document_shows_the_committed_records(benchmark):

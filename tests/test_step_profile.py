@@ -1,27 +1,15 @@
 """`benchmarks/step_profile.py`: whose time is whose."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
+import benchmark_files
 import pytest
-from absl import flags
-
-FILE = Path(__file__).parent.parent / "benchmarks" / "step_profile.py"
 
 
 @pytest.fixture
 def profile(monkeypatch):
-    for define in ("integer", "string", "list", "enum"):  # other benchmarks have the same names
-        monkeypatch.setattr(flags, f"DEFINE_{define}", lambda *arguments: None)
-    monkeypatch.syspath_prepend(FILE.parent)
-    spec = importlib.util.spec_from_file_location("step_profile", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_files.load("step_profile", monkeypatch)
 
 
 def event(name, start, end, **stats):
