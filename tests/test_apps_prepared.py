@@ -66,7 +66,7 @@ class Normalised(nn.Module):
     def __call__(self, x, *, train):
         x = BatchNorm(relu=True, name="norm0")(nn.Conv(16, (3, 3), name="narrow")(x), train=train)
         x = nn.Conv(32, (3, 3), use_bias=False, name="plain")(x)
-        x = BatchNorm(relu=True, name="norm1")(x, train=train)
+        x = BatchNorm(relu=True, pool_name="pool1", name="norm1")(x, train=train)
         x = nn.Conv(32, (3, 3), padding="VALID", name="biased")(x)
         x = shortcut = BatchNorm(epsilon=0.1, name="norm2")(x, train=train)
         x = BatchNorm(name="norm3")(nn.relu(x), train=train)

@@ -76,6 +76,20 @@ def test_batch_norm_in_training_by_hand():
     np.testing.assert_allclose(new["batch_stats"]["var"], 0.99 + 0.01 * variance, rtol=1e-5)
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_pool_behind_batch_norm_takes_the_largest_of_each_2x2_pixels(relu, train):
+    x, variables = _normal(4, 6, 8, 16), _norm_variables(16)
+
+    def norm(pool_name):
+        layer = layers.BatchNorm(relu=relu, pool_name=pool_name)
+        return layer.apply(variables, x, train=train, mutable=["batch_stats"])
+
+    (whole, statistics), (pooled, same) = norm(None), norm("pool1")
+    np.testing.assert_array_equal(pooled, whole.reshape(4, 3, 2, 4, 2, 16).max((2, 4)))
+    jax.tree.map(np.testing.assert_array_equal, same, statistics)
+
+
 def test_batch_norm_in_evaluation_uses_the_running_statistics():
     variables = _norm_variables(2)
     variables["batch_stats"] = {"mean": jnp.array([1.0, -1.0]), "var": jnp.array([4.0, 0.25])}

@@ -412,6 +412,17 @@ CALLS = {
         [(2, 16)],
         {"relu": True},
     ),
+    "pooled_norm": ([(2, 6, 4, 16), (4, 16)], [(2, 3, 2, 16), ("B", 2, 3, 2, 16)], {}),
+    "pooled_norm_gradient_sums": (
+        [(2, 6, 4, 16), (2, 3, 2, 16), ("B", 2, 3, 2, 16), (4, 16)],
+        [(2, 16)],
+        {},
+    ),
+    "pooled_norm_gradient": (
+        [(2, 6, 4, 16), (2, 3, 2, 16), ("B", 2, 3, 2, 16), (4, 16), (2, 16)],
+        [(2, 6, 4, 16)],
+        {},
+    ),
     "depthwise": ([(2, 6, 6, 16), (3, 3, 1, 16)], [(2, 6, 6, 16)], {}),
     "depthwise_kernel_gradient": ([(2, 6, 6, 16), (2, 6, 6, 16)], [(3, 3, 1, 16)], {}),
 }
@@ -491,7 +502,7 @@ def test_wrong_shapes_are_refused(name):
         *(
             (name, "window", value)
             for name in CALLS
-            if "pooled" in name
+            if "window" in CALLS[name][2]
             for value in ([2, 2], [0, 2, 1, 1], [2, 2, 0, 1], [5, 2, 1, 1], [2, 2, 1, 2])
         ),
     ],
@@ -519,6 +530,17 @@ def test_an_argmax_out_of_its_window_lets_no_gradient_pass(argmax):
     gradient = native.pooled_kernel_gradient(
         images, grad, index, (3, 3, 16, 32), ((0, 0), (0, 0)), pool
     )
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@needs_library
+@pytest.mark.parametrize("argmax", [-128, -1, 4, 127])
+def test_behind_a_normalisation_neither(argmax):
+    grad, index = jnp.ones((2, 2, 2, 32)), jnp.full((2, 2, 2, 32), argmax, jnp.int8)
+    images, table = jnp.ones((2, 4, 4, 32)), jnp.ones((4, 32))
+    sums = native.pooled_norm_gradient_sums(images, grad, index, table)
+    np.testing.assert_array_equal(sums, 0)
+    gradient = native.pooled_norm_gradient(images, grad, index, table, sums)
     np.testing.assert_array_equal(gradient, 0)
 
 

@@ -52,6 +52,38 @@ def test_statistics_are_the_batchs(shape):
     np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-5, atol=1e-5)
 
 
+def pooled_by_definition(x, scale, bias):
+    out = by_definition(x, scale, bias, relu=True)
+    n, h, w, c = out.shape
+    windows = out[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    return windows.max((2, 4))
+
+
+# In C++; with channels that are no multiple of 16, and of images with an odd side.
+@pytest.mark.parametrize("shape", [(5, 6, 10, 32), (1, 2, 2, 16), (5, 4, 6, 12), (3, 5, 4, 16)])
+def test_a_pool_behind_it_gives_what_the_definition_does_in_float64(shape):
+    def in_one(x, scale, bias):
+        return ops.batch_norm_relu_max_pool(x, scale, bias, epsilon=EPSILON)[0]
+
+    x = 3 * normal(*shape) + normal(shape[-1])
+    scale, bias = normal(shape[-1], seed=1), normal(shape[-1], seed=2)
+    assert_equal_to_float64(in_one, pooled_by_definition, x, scale, bias)
+
+
+@needs_library
+def test_with_a_pool_one_program_carries_native_code_and_xlas():
+    def loss(x, scale, bias):
+        return (ops.batch_norm_relu_max_pool(x, scale, bias, epsilon=EPSILON)[0] ** 2).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    arrays = normal(4, 6, 6, 16), normal(16, seed=1), normal(16, seed=2)
+    on_cpu = gradients.lower(*arrays).as_text()
+    for name in ("pooled_norm", "pooled_norm_gradient_sums", "pooled_norm_gradient"):
+        assert f"@fer_jax_{name}(" in on_cpu
+    elsewhere = gradients.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    assert "fer_jax_" not in elsewhere
+
+
 @needs_library
 def test_a_mean_far_from_0_does_not_swallow_the_variance():
     """Differences of squares would leave nothing of it: 1e4 ** 2 has no digit for 1 in float32."""
@@ -76,17 +108,20 @@ def test_any_number_of_tasks_sums_up_the_same(tasks, monkeypatch):
     np.testing.assert_allclose(sums[1], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("channels", [32, 12])
-def test_a_batch_over_devices_is_normalised_as_a_whole(channels):
+def test_a_batch_over_devices_is_normalised_as_a_whole(channels, pooled):
     """Values, statistics and gradients are those of one device with all images."""
     mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
-    x = jnp.asarray(normal(8, 5, 5, channels) + np.arange(8)[:, None, None, None])
+    x = jnp.asarray(normal(8, 6, 6, channels) + np.arange(8)[:, None, None, None])
     scale, bias = jnp.asarray(normal(channels)), jnp.asarray(normal(channels, seed=1))
-    weights = jnp.asarray(normal(*x.shape, seed=2))
+    weights = jnp.asarray(normal(*((8, 3, 3, channels) if pooled else x.shape), seed=2))
 
     def loss(x, scale, bias, weights, axis_name):
-        options = {"epsilon": EPSILON, "axis_name": axis_name, "relu": True}
-        out, mean, var = ops.batch_norm(x, scale, bias, **options)
+        norm = ops.batch_norm_relu_max_pool
+        if not pooled:
+            norm = functools.partial(ops.batch_norm, relu=True)
+        out, mean, var = norm(x, scale, bias, epsilon=EPSILON, axis_name=axis_name)
         total = (out * weights).sum()
         return (lax.psum(total, axis_name) if axis_name else total), (mean, var)
 
@@ -113,6 +148,19 @@ def test_what_is_not_a_number_stays_so(relu):
     out = ours(jnp.asarray(x), jnp.ones(16), jnp.zeros(16), relu=relu)
     assert np.isnan(out[..., 5]).all()
     assert np.isfinite(out[..., :5]).all()
+
+
+@needs_library
+@pytest.mark.parametrize("place", range(4))
+def test_a_window_with_what_is_not_a_number_is_none(place):
+    x = np.ones((2, 4, 4, 16), np.float32)
+    x[0, place // 2, place % 2] = np.nan
+    table = jnp.asarray([[0.0], [1.0], [1.0], [0.0]]) * jnp.ones((4, 16))
+    out, argmax = native.pooled_norm(jnp.asarray(x), table)
+    expected = np.ones((2, 2, 2, 16))
+    expected[0, 0, 0] = np.nan
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(argmax, np.where(np.isnan(expected), -1, 0))
 
 
 @needs_library

@@ -118,11 +118,18 @@ def test_a_pooling_inside_a_part_of_a_network_has_that_parts_path():
     class Part(nn.Module):
         @nn.compact
         def __call__(self, images):
-            return layers.ConvReluMaxPool(16, (3, 3), name="conv1", pool_name="pool1")(images)
+            x = layers.ConvReluMaxPool(16, (3, 3), name="conv1", pool_name="pool1")(images)
+            return layers.BatchNorm(name="norm2", pool_name="pool2")(x, train=False)
 
     class Whole(nn.Module):
         @nn.compact
         def __call__(self, images, *, train):
             return Part(name="part")(images)
 
-    assert [row.name for row in summary.layer_table(Whole())] == ["part/conv1", "part/pool1"]
+    rows = summary.layer_table(Whole())
+    assert [(row.name, row.kind, row.shape) for row in rows] == [
+        ("part/conv1", "ConvRelu", (48, 48, 16)),
+        ("part/pool1", "MaxPool", (24, 24, 16)),
+        ("part/norm2", "BatchNorm", (24, 24, 16)),
+        ("part/pool2", "MaxPool", (12, 12, 16)),
+    ]

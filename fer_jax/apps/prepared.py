@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fer_jax import ops
 from fer_jax.labels import SIDE
 from fer_jax.models.layers import BatchNorm
 from fer_jax.ops import native, winograd
@@ -54,7 +55,7 @@ def make_predict_one(model: nn.Module, variables: Any) -> Callable[[np.ndarray],
     def convolve(call, args, kwargs, context):
         layer = context.module
         if layer.path in norms:
-            return args[0]
+            return args[0] if layer.pool_name is None else ops.max_pool_2x2(args[0])
         if layer.path not in plan:
             return call(*args, **kwargs)
         kernel, bias = (layer.get_variable(_COLLECTION, name) for name in ("kernel", "bias"))

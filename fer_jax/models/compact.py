@@ -60,7 +60,7 @@ class Compact(nn.Module):
         if self.width < 16 or self.width % 16:
             raise ConfigError(f"config.model.width is {self.width}; it must be 16, 32, 48, ...")
 
-        def conv_norm(x, features, name, relu):
+        def conv_norm(x, features, name, *, relu, pool_name=None):
             conv = Conv(
                 features,
                 (3, 3),
@@ -69,23 +69,26 @@ class Compact(nn.Module):
                 kernel_init=dirac if self.dirac_init else he_normal,
                 name=f"conv{name}",
             )
-            norm = BatchNorm(self.axis_name, relu=relu, name=f"norm{name}")
+            norm = BatchNorm(self.axis_name, relu=relu, pool_name=pool_name, name=f"norm{name}")
             return norm(conv(x), train=train)
 
+        plain = not (self.residual or self.squeeze_excitation)
         x = images.astype(self.dtype)
         for stage in range(1, STAGES + 1):
-            if stage > 1 and self.blur_pool:
-                x = BlurPool(name=f"pool{stage - 1}")(x)
-            elif stage > 1:
-                x = MaxPool((2, 2), (2, 2), name=f"pool{stage - 1}")(x)
             features = self.width * 2 ** (stage - 1)
+            pool_name = f"pool{stage}" if stage < STAGES else None
+            # Where nothing comes between, it is one with the normalisation.
+            with_norm = pool_name if plain and not self.blur_pool else None
             shortcut = x = conv_norm(x, features, f"{stage}_1", relu=True)
-            last = not (self.residual or self.squeeze_excitation)
-            x = conv_norm(x, features, f"{stage}_2", relu=last)
+            x = conv_norm(x, features, f"{stage}_2", relu=plain, pool_name=with_norm)
             if self.squeeze_excitation:
                 x = SqueezeExcitation(dtype=self.dtype, name=f"excite{stage}")(x)
-            if not last:
+            if not plain:
                 x = nn.relu(x + shortcut if self.residual else x)
+            if pool_name and self.blur_pool:
+                x = BlurPool(name=pool_name)(x)
+            elif pool_name and not with_norm:
+                x = MaxPool((2, 2), (2, 2), name=pool_name)(x)
         x = GlobalAvgPool(name="pool")(x)
         x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         return Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

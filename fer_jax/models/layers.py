@@ -327,16 +327,20 @@ class BatchNorm(nn.Module):
       momentum: share of the running statistics kept at a step.
       epsilon: added to the variance.
       relu: whether ReLU follows, which a CPU then computes in one go, and its gradient.
+      pool_name: what a table of layers calls the maximum over each 2x2 pixels that follows all
+        that, behind the ReLU in the same go; None if it does not.
     """
 
     axis_name: str | None = None
     momentum: float = 0.99
     epsilon: float = 1e-3
     relu: bool = False
+    pool_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises `x`, `[batch, ..., channels]` float, over all axes but the last."""
+        pooled = self.pool_name is not None
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
@@ -346,8 +350,12 @@ class BatchNorm(nn.Module):
         if train:
             initializing = self.is_initializing()
             axis_name = None if initializing else self.axis_name
-            options = {"epsilon": self.epsilon, "axis_name": axis_name, "relu": self.relu}
-            out, *found = ops.batch_norm(out, scale, bias, **options)
+            options = {"epsilon": self.epsilon, "axis_name": axis_name}
+            if pooled and self.relu:
+                out, *found = ops.batch_norm_relu_max_pool(out, scale, bias, **options)
+                pooled = False
+            else:
+                out, *found = ops.batch_norm(out, scale, bias, relu=self.relu, **options)
             if not initializing:
                 for running, now in zip((mean, var), found, strict=True):
                     running.value = self.momentum * running.value + (1 - self.momentum) * now
@@ -356,6 +364,7 @@ class BatchNorm(nn.Module):
             mean_, factor, bias = (per_channel(out, v) for v in (mean.value, factor, bias))
             out = (out - mean_) * factor + bias
             out = nn.relu(out) if self.relu else out
+        out = ops.max_pool_2x2(out) if pooled else out
         return out.astype(x.dtype)
 
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 from fer_jax.labels import IMAGE_SHAPE
-from fer_jax.models.layers import LAYERS, ConvRelu, ConvReluMaxPool
+from fer_jax.models.layers import LAYERS, BatchNorm, ConvRelu, ConvReluMaxPool
 
 _IMAGES = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
 _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -52,9 +52,14 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
         size = 0 if name in counted else _size(module.variables)
         counted.add(name)
         kind = type(module).__name__
-        if isinstance(module, ConvReluMaxPool):
-            rows.append(LayerRow(name, "ConvRelu", _conv_shape(module, args[0]), size))
-            name = "/".join((*module.path[:-1], module.pool_name))
+        pool_name = module.pool_name if isinstance(module, ConvReluMaxPool | BatchNorm) else None
+        if pool_name is not None:
+            if isinstance(module, ConvReluMaxPool):
+                kind, shape = "ConvRelu", _conv_shape(module, args[0])
+            else:
+                shape = args[0].shape[1:]
+            rows.append(LayerRow(name, kind, shape, size))
+            name = "/".join((*module.path[:-1], pool_name))
             kind, size = "MaxPool", 0
         rows.append(LayerRow(name, kind, output.shape[1:], size))
         return output

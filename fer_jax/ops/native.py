@@ -38,6 +38,9 @@ _TARGETS = (
     "pooled_image_gradient",
     "moments",
     "norm_gradient_sums",
+    "pooled_norm",
+    "pooled_norm_gradient_sums",
+    "pooled_norm_gradient",
     "depthwise",
     "depthwise_kernel_gradient",
 )
@@ -384,6 +387,69 @@ def norm_gradient_sums(
     """
     out = jax.ShapeDtypeStruct((2, images.shape[3]), jnp.float32)
     return _call("norm_gradient_sums", out, images, grad, normalisation, relu=relu)
+
+
+def fits_pooled_norm(images: Sequence[int]) -> bool:
+    """Returns whether images of this shape are for :func:`pooled_norm`."""
+    return fits_norm(images) and images[1] % 2 == images[2] % 2 == 0
+
+
+def pooled_norm(images: jax.Array, normalisation: jax.Array) -> list[jax.Array]:
+    """Normalises, and takes the maximum of each 2x2 pixels behind a ReLU.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, what :func:`fits_pooled_norm`.
+      normalisation: as :func:`norm_gradient_sums` takes it.
+
+    Returns:
+      `[batch, height / 2, width / 2, channels]` float32, and the argmax, int8 of the same shape, as
+      :func:`pooled_convolution` has it.
+    """
+    shape = (images.shape[0], images.shape[1] // 2, images.shape[2] // 2, images.shape[3])
+    out = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int8)]
+    return _call("pooled_norm", out, images, normalisation)
+
+
+def pooled_norm_gradient_sums(
+    images: jax.Array, grad: jax.Array, argmax: jax.Array, normalisation: jax.Array
+) -> jax.Array:
+    """Sums up what the gradient of :func:`pooled_norm` needs.
+
+    Args:
+      images: as there.
+      grad: of its first result.
+      argmax: its second result.
+      normalisation: as there.
+
+    Returns:
+      `[2, channels]` float32, as :func:`norm_gradient_sums` does.
+    """
+    out = jax.ShapeDtypeStruct((2, images.shape[3]), jnp.float32)
+    return _call("pooled_norm_gradient_sums", out, images, grad, argmax, normalisation)
+
+
+def pooled_norm_gradient(
+    images: jax.Array,
+    grad: jax.Array,
+    argmax: jax.Array,
+    normalisation: jax.Array,
+    means: jax.Array,
+) -> jax.Array:
+    """Returns the gradient of :func:`pooled_norm` by its images, the statistics' part included.
+
+    Args:
+      images: as there.
+      grad: of its first result.
+      argmax: its second result.
+      normalisation: as there.
+      means: `[2, channels]` float32: what :func:`pooled_norm_gradient_sums` sums up over the global
+        batch, by its number of pixels.
+
+    Returns:
+      `[batch, height, width, channels]` float32.
+    """
+    out = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    return _call("pooled_norm_gradient", out, images, grad, argmax, normalisation, means)
 
 
 def fits_depthwise(images: Sequence[int]) -> bool:

@@ -43,6 +43,18 @@ def max_pool(
     return _max_pool(x, _window(x, window_shape, strides, padding))
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Takes the maximum of each 2x2 pixels, as :func:`max_pool` does.
+
+    Args:
+      x: `[batch, height, width, channels]` float.
+
+    Returns:
+      `[batch, height // 2, width // 2, channels]`, the type of `x`.
+    """
+    return max_pool(x, (2, 2), (2, 2))
+
+
 def avg_pool(
     x: jax.Array,
     window_shape: tuple[int, int],

@@ -38,6 +38,7 @@ CONVOLUTIONS = (
     ((5, 26, 17, 32), (3, 3, 32, 48), _ONES, _VALID),  # of 4x4
 )
 POOLS = (Pool((2, 2), (2, 2)), Pool((3, 2), (1, 3)))
+_HALF = Pool((2, 2), (2, 2))
 DEPTHWISE = ((3, 5, 4, 6), (2, 7, 8, 16))
 
 
@@ -55,6 +56,7 @@ def check() -> None:
     with native.rounding(False):
         _check_dense(normal, FLOAT32)
         check_norm(normal(5, 4, 3, 48), normal(5, 4, 3, 48), normal(2, 48))
+        check_pooled_norm(normal(5, 4, 6, 48), normal(5, 2, 3, 48), normal(2, 48))
         for images, kernel, strides, padding in CONVOLUTIONS:
             if kernel[:2] == winograd.KERNEL and strides == _ONES:
                 check_transformed(normal(*images), normal(*kernel), normal(kernel[3]), padding)
@@ -156,6 +158,31 @@ def check_norm(images: jax.Array, grad: jax.Array, scale_and_bias: jax.Array) ->
         expected = np.stack([behind.sum((0, 1, 2)), (behind * normal).sum((0, 1, 2))])
         found = native.norm_gradient_sums(images, grad, table, relu=relu)
         _compare("gradient sums of a normalisation", found, expected)
+
+
+def check_pooled_norm(images: jax.Array, grad: jax.Array, scale_and_bias: jax.Array) -> None:
+    """Checks normalisation, ReLU and max-pooling in one, and its gradients."""
+    x, g, (scale, bias) = (np.asarray(a, float) for a in (images, grad, scale_and_bias))
+    mean, inverse = x.mean((0, 1, 2)), 1 / x.std((0, 1, 2))
+    normal = (x - mean) * inverse
+    table = jnp.asarray(np.stack([mean, inverse, scale, bias]), jnp.float32)
+    windows = np.stack(list(_elements(np.maximum(normal * scale + bias, 0), _HALF)))
+    out, argmax = native.pooled_norm(images, table)
+    _compare("pooled normalisation", out, windows.max(0))
+    index = np.where(windows.max(0) > 0, windows.argmax(0), -1)
+    _compare("argmax of a pooled normalisation", argmax, index)
+    spread = np.zeros(x.shape)
+    for i, element in enumerate(_elements(spread, _HALF)):
+        element += np.where(index == i, g, 0)
+    sums = np.stack([spread.sum((0, 1, 2)), (spread * normal).sum((0, 1, 2))])
+    found = native.pooled_norm_gradient_sums(images, grad, argmax, table)
+    _compare("gradient sums of a pooled normalisation", found, sums)
+    means = sums / (x.size / x.shape[3])
+    expected = (spread - means[0] - normal * means[1]) * inverse * scale
+    found = native.pooled_norm_gradient(
+        images, grad, argmax, table, jnp.asarray(means, jnp.float32)
+    )
+    _compare("gradient of a pooled normalisation", found, expected)
 
 
 def check_depthwise(images: jax.Array, kernel: jax.Array, grad: jax.Array) -> None:

@@ -1,4 +1,5 @@
-// Convolution and max-pooling for XLA's CPU backend, called through its foreign function interface.
+// Convolution, max-pooling and normalisation for XLA's CPU backend, called through its foreign function
+// interface.
 //
 // What the Python side guarantees is checked here all the same, since a shape that does not fit would
 // be a write out of bounds; and no exception leaves a handler or a task.
@@ -577,31 +578,39 @@ auto moments(ffi::ThreadPool pool, int64_t tasks, Array images, ffi::Result<Tabl
   const int64_t n = in[0], positions = in[1] * in[2], c = in[3];
   check_shape("the moments' shape", out->dimensions(), {2, c});
   return [=, tasks = std::min(tasks, n), images = images.typed_data(), out = out->typed_data()] {
-    std::vector<Moments> parts(tasks * (c / kLanes));
+    std::vector<Moments> parts;
+    for (int64_t task = 0; task < tasks; ++task) parts.emplace_back(c);
     run_tasks(pool, tasks, [&](int64_t task) {
-      Moments* part = parts.data() + task * (c / kLanes);
-      bool first = true;
+      Moments few(c);
       for_share(n, task, tasks, [&](int64_t i) {
-        for (int64_t f = 0; f < c; f += kLanes) {
-          const Moments of = Moments::of(images + i * positions * c + f, positions, c);
-          if (first)
-            part[f / kLanes] = of;
-          else
-            part[f / kLanes].add(of);
-        }
-        first = false;
+        parts[task].add(images + i * positions * c, positions, few);
       });
     });
-    for (int64_t f = 0; f < c; f += kLanes) {
-      Moments& all = parts[f / kLanes];
-      for (int64_t task = 1; task < tasks; ++task) all.add(parts[(task * c + f) / kLanes]);
-      put_vector(out, f, all.mean);
-      put_vector(out, c + f, all.squares / all.count);
-    }
+    for (int64_t task = 1; task < tasks; ++task) parts[0].add(parts[task]);
+    std::memcpy(out, parts[0].mean(), c * sizeof(float));
+    for (int64_t f = 0; f < c; ++f) out[c + f] = parts[0].variance(f);
   };
 }
 
-// [2, c]: what GradientSums says of a batch. `normalisation` is [4, c], as Normalisation has them.
+// Sums up over a batch of n images: add(i, sums) adds what there is of image i to [2, c]. Each task has
+// sums of its own, which are then added in order.
+template <typename Add>
+void sum_norm_gradients(ffi::ThreadPool pool, int64_t tasks, int64_t n, int64_t c, float* out,
+                        const Add& add) {
+  AlignedBuffer sums = AlignedBuffer::zeros(tasks * 2 * c);
+  run_tasks(pool, tasks, [&](int64_t task) {
+    for_share(n, task, tasks, [&](int64_t i) { add(i, sums.data() + task * 2 * c); });
+  });
+  std::memcpy(out, sums.data(), 2 * c * sizeof(float));
+  for (int64_t i = 2 * c; i < tasks * 2 * c; ++i) out[i % (2 * c)] += sums.data()[i];
+}
+
+// `numbers` are [4, c].
+Normalisation normalisation_of(const float* numbers, int64_t c) {
+  return {numbers, numbers + c, numbers + 2 * c, numbers + 3 * c};
+}
+
+// [2, c]: what `add_gradients` adds up.
 auto norm_gradient_sums(ffi::ThreadPool pool, int64_t tasks, bool relu, Array images, Array grad,
                         Table normalisation, ffi::Result<Table> out) {
   check_channels(images);
@@ -612,21 +621,91 @@ auto norm_gradient_sums(ffi::ThreadPool pool, int64_t tasks, bool relu, Array im
   check_shape("the sums' shape", out->dimensions(), {2, c});
   return [=, tasks = std::min(tasks, n), images = images.typed_data(), grad = grad.typed_data(),
           numbers = normalisation.typed_data(), out = out->typed_data()] {
-    const Normalisation how{numbers, numbers + c, numbers + 2 * c, numbers + 3 * c, relu};
-    AlignedBuffer sums = AlignedBuffer::zeros(tasks * 2 * c);
+    const Normalisation how = normalisation_of(numbers, c);
+    sum_norm_gradients(pool, tasks, n, c, out, [&](int64_t i, float* sums) {
+      const int64_t at = i * positions * c;
+      if (relu)
+        add_gradients<true>(how, images + at, grad + at, positions, c, sums);
+      else
+        add_gradients<false>(how, images + at, grad + at, positions, c, sums);
+    });
+  };
+}
+
+// The max-pool behind a normalisation: its windows of 2x2 lie side by side and leave nothing out.
+Pool tiling_of(const Array& images) {
+  check_channels(images);
+  const Ints in = images.dimensions();
+  constexpr int64_t kSides[] = {2, 2, 2, 2};
+  if (in[1] % 2 || in[2] % 2) refuse("an image's shape", text(in), "even in height and width");
+  return pool_of(in[1], in[2], in[3], Ints(kSides, 4));
+}
+
+// Normalisation, ReLU and max-pooling.
+auto pooled_norm(ffi::ThreadPool pool, int64_t tasks, Array images, Table normalisation, Result out,
+                 ffi::Result<Argmax> argmax) {
+  const Pool p = tiling_of(images);
+  const int64_t n = images.dimensions()[0];
+  check_shape("the normalisation's shape", normalisation.dimensions(), {4, p.f});
+  check_shape("the output's shape", out->dimensions(), {n, p.oh, p.ow, p.f});
+  check_shape("the argmax's shape", argmax->dimensions(), {n, p.oh, p.ow, p.f});
+  return [=, images = images.typed_data(), numbers = normalisation.typed_data(),
+          out = out->typed_data(), argmax = argmax->typed_data()] {
+    const Normalisation how = normalisation_of(numbers, p.f);
     run_tasks(pool, tasks, [&](int64_t task) {
-      float* sum = sums.data() + task * 2 * c;
       for_share(n, task, tasks, [&](int64_t i) {
-        const int64_t at = i * positions * c;
-        for (int64_t f = 0; f < c; f += kLanes) {
-          const auto of = GradientSums::of(how, images + at, grad + at, f, positions, c);
-          put_vector(sum, f, vector_at(sum, f) + of.grads);
-          put_vector(sum, c + f, vector_at(sum, c + f) + of.products);
-        }
+        const int64_t at = i * p.oh * p.ow * p.f;
+        pool_normalised(how, p, images + i * p.h * p.w * p.f, out + at, argmax + at);
       });
     });
-    std::memcpy(out, sums.data(), 2 * c * sizeof(float));
-    for (int64_t i = 2 * c; i < tasks * 2 * c; ++i) out[i % (2 * c)] += sums.data()[i];
+  };
+}
+
+// What both gradients of that are given.
+Pool check_pooled_norm(const Array& images, const Array& grad, const Argmax& argmax,
+                       const Table& normalisation) {
+  const Pool p = tiling_of(images);
+  const int64_t n = images.dimensions()[0];
+  check_shape("the gradient's shape", grad.dimensions(), {n, p.oh, p.ow, p.f});
+  check_shape("the argmax's shape", argmax.dimensions(), {n, p.oh, p.ow, p.f});
+  check_shape("the normalisation's shape", normalisation.dimensions(), {4, p.f});
+  return p;
+}
+
+// [2, c], as norm_gradient_sums.
+auto pooled_norm_gradient_sums(ffi::ThreadPool pool, int64_t tasks, Array images, Array grad,
+                               Argmax argmax, Table normalisation, ffi::Result<Table> out) {
+  const Pool p = check_pooled_norm(images, grad, argmax, normalisation);
+  const int64_t n = images.dimensions()[0];
+  check_shape("the sums' shape", out->dimensions(), {2, p.f});
+  return [=, tasks = std::min(tasks, n), images = images.typed_data(), grad = grad.typed_data(),
+          argmax = argmax.typed_data(), numbers = normalisation.typed_data(),
+          out = out->typed_data()] {
+    const Normalisation how = normalisation_of(numbers, p.f);
+    sum_norm_gradients(pool, tasks, n, p.f, out, [&](int64_t i, float* sums) {
+      const int64_t at = i * p.oh * p.ow * p.f, image = i * p.h * p.w * p.f;
+      add_pooled_gradients(how, p, images + image, grad + at, argmax + at, sums);
+    });
+  };
+}
+
+auto pooled_norm_gradient(ffi::ThreadPool pool, int64_t tasks, Array images, Array grad, Argmax argmax,
+                          Table normalisation, Table means, Result out) {
+  const Pool p = check_pooled_norm(images, grad, argmax, normalisation);
+  const int64_t n = images.dimensions()[0];
+  check_shape("the means' shape", means.dimensions(), {2, p.f});
+  check_shape("the output's shape", out->dimensions(), {n, p.h, p.w, p.f});
+  return [=, images = images.typed_data(), grad = grad.typed_data(), argmax = argmax.typed_data(),
+          numbers = normalisation.typed_data(), means = means.typed_data(),
+          out = out->typed_data()] {
+    const Normalisation how = normalisation_of(numbers, p.f);
+    run_tasks(pool, tasks, [&](int64_t task) {
+      for_share(n, task, tasks, [&](int64_t i) {
+        const int64_t at = i * p.oh * p.ow * p.f, image = i * p.h * p.w * p.f;
+        pooled_normalisation_gradient(how, p, means, images + image, grad + at, argmax + at,
+                                      out + image);
+      });
+    });
   };
 }
 
@@ -724,6 +803,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_moments, Handler<moments>(),
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     fer_jax_norm_gradient_sums, Handler<norm_gradient_sums>(),
     SHARED.Attr<bool>("relu").Arg<Array>().Arg<Array>().Arg<Table>().Ret<Table>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_pooled_norm, Handler<pooled_norm>(),
+                              SHARED.Arg<Array>().Arg<Table>().Ret<Array>().Ret<Argmax>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_pooled_norm_gradient_sums, Handler<pooled_norm_gradient_sums>(),
+    SHARED.Arg<Array>().Arg<Array>().Arg<Argmax>().Arg<Table>().Ret<Table>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fer_jax_pooled_norm_gradient, Handler<pooled_norm_gradient>(),
+    SHARED.Arg<Array>().Arg<Array>().Arg<Argmax>().Arg<Table>().Arg<Table>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise, Handler<depthwise>(),
                               SHARED.Arg<Array>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fer_jax_depthwise_kernel_gradient,

@@ -38,7 +38,7 @@ void pool(const Pool& p, const float* image, float* out, int8_t* argmax) {
       put_vector(out, to + c, best);
       if constexpr (kWithArgmax) {
         index = best > 0 ? index : Indices{} - 1;
-        put_vector(argmax, to + c, __builtin_convertvector(index, Bytes));
+        put_bytes(argmax, to + c, index);
       }
     }
   });
