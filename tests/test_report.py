@@ -671,6 +671,18 @@ def test_speeds_of_the_papers_networks_share_a_row():
     ]
 
 
+def test_processors_of_one_name_are_told_apart_by_their_best_instructions():
+    def row(*features):
+        device = CPU | {"cpu_features": list(features)}
+        cases = {"compact_bs128": {"train": {"ratio": {}}}}
+        found = speed.table([{"environment": {"device": device}, "cases": cases}])
+        return found.splitlines()[2].split(" |")[0]
+
+    assert row() == "| `compact`, a processor, 2 cores"
+    assert row("avx2", "fma") == "| `compact`, a processor, 2 cores, avx2"
+    assert row("avx2", "avx512f", "avx512_bf16").endswith(", avx512_bf16")
+
+
 def test_mcnemar_by_hand():
     first = np.array([True] * 8 + [False] * 2)
     second = np.array([True] * 3 + [False] * 5 + [True, False])

@@ -16,8 +16,10 @@ _PEERS = {
     "fer_jax_xla": "itself, without C++",
     "keras": "Keras on TensorFlow without XLA",
     "torch": "PyTorch",
-    "torch_bf16": "PyTorch, both in bfloat16",
+    "torch_bf16": "PyTorch in bfloat16",
 }
+# What decides how convolutions run, best first, as `machine/environment.py` names it.
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 def load(folder: Path = RESULTS) -> list[Record]:
@@ -38,7 +40,7 @@ def table(found: Sequence[Record]) -> str:
 
 
 def _rows(record: Record) -> list[list[str]]:
-    where = device_name(record["environment"]["device"])
+    where = _processor(record["environment"]["device"])
     networks: dict[str, list[Mapping[str, Any]]] = {}
     for case, measured in record["cases"].items():
         name = "The paper's networks" if case.startswith("arch") else f"`{case.split('_bs')[0]}`"
@@ -47,6 +49,12 @@ def _rows(record: Record) -> list[list[str]]:
         [f"{name}, {where}", *(_span([of[peer] for of in ratios if peer in of]) for peer in _PEERS)]
         for name, ratios in networks.items()
     ]
+
+
+def _processor(device: Mapping[str, Any]) -> str:
+    """Names a processor, and the best of what tells it from others of that name."""
+    best = [name for name in _INSTRUCTIONS if name in device.get("cpu_features", ())][:1]
+    return ", ".join([device_name(device), *best])
 
 
 def _span(ratios: Sequence[Mapping[str, float]]) -> str:

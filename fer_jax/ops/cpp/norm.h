@@ -1,7 +1,8 @@
 // Batch normalisation: what it sums up over a batch, and what becomes of images in front of a pool.
 //
 // Numbers are walked over in the order in which they lie in memory, a few pixels at a time, each vector
-// of channels in turn. A channel after the other would be read in strides, at a third of the speed.
+// of channels in turn. A channel after the other would be read in strides, which a processor does not
+// fetch ahead.
 
 #pragma once
 
