@@ -28,7 +28,7 @@ SOURCES = Path(__file__).with_name("cpp")
 _PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 # Warnings are errors in the tests only: a compiler newer than this code may have new ones.
 FLAGS = ("-O3", _PROCESSOR, "-std=c++17", "-Wall", "-Wextra", "-shared", "-fPIC")
-# To compile takes a minute on two free cores, and more than five beside two trainings.
+# A compiler that shares its cores with trainings takes several times as long as alone.
 _VERSION_LIMIT_S, _COMPILE_LIMIT_S, _TEST_LIMIT_S = 20, 900, 300
 _UNUSED_LIMIT_S = 30 * 24 * 3600
 

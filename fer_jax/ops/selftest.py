@@ -37,8 +37,8 @@ CONVOLUTIONS = (
     ((3, 7, 5, 16), (3, 3, 16, 48), _ONES, _AROUND),  # of 3x3
     ((5, 26, 17, 32), (3, 3, 32, 48), _ONES, _VALID),  # of 4x4
 )
-POOLS = (Pool((2, 2), (2, 2)), Pool((3, 2), (1, 3)))
 _HALF = Pool((2, 2), (2, 2))
+POOLS = (_HALF, Pool((3, 2), (1, 3)))
 DEPTHWISE = ((3, 5, 4, 6), (2, 7, 8, 16))
 
 
