@@ -13,6 +13,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "winograd.h"
 
 #if defined(FER_JAX_EMULATED_AMX) || !defined(__linux__)
@@ -26,6 +28,10 @@ namespace {
 
 constexpr int64_t kTile = 16;          // rows of a register, and pairs or floats in a row
 constexpr int64_t kDepth = 2 * kTile;  // numbers of bfloat16 in a row: what one instruction sums over
+
+// A register is stored, needed or not, after so many steps of four products: after more than 32 the
+// next store takes as long as 60 products, whatever it stores. Measured on an Intel Xeon.
+constexpr int64_t kStepsToStore = 16;
 
 #if !defined(FER_JAX_AMX)
 
@@ -191,55 +197,87 @@ void cover_with_tiles(int64_t rows, int64_t columns, const Work& work) {
     }
 }
 
-// A kernel for products of tiles: [kh kw, channels, f] in pairs of channels, whose number is rounded
-// up with zeros.
+// Where an image's rows lie, without its padding.
+struct RealRows {
+  const float* first;
+  int64_t step;  // numbers from row to row
+};
+
+// A kernel for products of tiles: for each panel of 32 features, the last may have 16, [kh kw,
+// channels, features] in pairs of channels, whose number is rounded up with zeros. A block of tiles
+// reads it from the beginning to the end, which processors fetch ahead.
 class TileKernel {
  public:
   TileKernel(const Shape& s, const float* kernel)
       : s_(s), channels_(rounded_up(s.c, kDepth)),
         pairs_(Aligned<Pair>::zeros(s.kh * s.kw * channels_ / 2 * s.f)) {
     for (int64_t tap = 0; tap < s.kh * s.kw; ++tap)
-      for (int64_t x = 0; x < s.c * s.f; x += kLanes)
-        PairsOfRows::put(vector_at(kernel, tap * s.c * s.f + x), x / s.f, x % s.f, s.f,
-                         pairs_.data() + tap * channels_ / 2 * s.f);
+      for (int64_t x = 0; x < s.c * s.f; x += kLanes) {
+        const int64_t f = x % s.f, first = f / kDepth * kDepth, columns = width(first);
+        PairsOfRows::put(vector_at(kernel, tap * s.c * s.f + x), x / s.f, f - first, columns,
+                         pairs_.data() + panel_at(first) + tap * channels_ / 2 * columns);
+      }
   }
 
   int64_t channels() const { return channels_; }
-  const Pair* tap(int64_t i, int64_t j) const {
-    return pairs_.data() + (i * s_.kw + j) * channels_ / 2 * s_.f;
-  }
+  int64_t width(int64_t first) const { return std::min(kDepth, s_.f - first); }
+  const Pair* panel(int64_t first) const { return pairs_.data() + panel_at(first); }
 
  private:
+  int64_t panel_at(int64_t first) const { return s_.kh * s_.kw * channels_ / 2 * first; }
+
   Shape s_;
   int64_t channels_;
   Aligned<Pair> pairs_;
 };
 
-// Convolves images with a kernel; each task has its own.
+// A batch's output of more bytes is not read again before the cache has forgotten it.
+constexpr int64_t kPastCacheBytes = 1 << 22;
+
+// Writes a vector past the cache, without reading what was there; the pointer is a multiple of 64.
+inline void put_past_cache(float* to, const Vector& vector) {
+#if defined(__AVX512BF16__)
+  _mm512_stream_ps(to, (__m512)vector);
+#else
+  put_vector(to, 0, vector);
+#endif
+}
+
+// What was written past the cache is there for other threads too.
+inline void settle_past_cache() {
+#if defined(__AVX512BF16__)
+  _mm_sfence();
+#endif
+}
+
+// Convolves images with a kernel; each task has its own. With `past_cache` outputs are written past
+// the cache, which takes a third of their way through memory.
 class TileConvolution {
  public:
-  TileConvolution(const Shape& s, const TileKernel& kernel)
-      : s_(s), kernel_(kernel), sums_(2 * kTile * s.f),
+  TileConvolution(const Shape& s, const TileKernel& kernel, bool past_cache)
+      : s_(s), kernel_(kernel), past_cache_(past_cache), sums_(2 * kTile * s.f),
         // The last tiles of a row of output reach over the image's end.
         image_(Aligned<uint16_t>::zeros((s.h * s.w + 2 * kTile * s.stride_w) * kernel.channels())) {}
 
-  void run(const float* image, const float* bias, bool relu, float* out) {
+  void run(const RealRows& image, const float* bias, bool relu, float* out) {
     const int64_t channels = kernel_.channels();
-    for (int64_t p = 0; p < s_.h * s_.w; ++p)
-      for (int64_t c = 0; c < s_.c; c += kLanes)
-        put_vector(image_.data(), p * channels + c, rounded(vector_at(image, p * s_.c + c)));
+    put_image(image);
     const bool in_one = s_.stride_h == 1 && s_.stride_w == 1;
     const int64_t count = in_one ? (s_.oh - 1) * s_.w + s_.ow : s_.ow;
-    for (int64_t y = 0; y < (in_one ? 1 : s_.oh); ++y)
+    const Vector least = least_output(relu);
+    for (int64_t y = 0; y < (in_one ? 1 : s_.oh); ++y) {
+      int64_t x = 0, row_y = y;  // of an output: a row is as far from the next as one of images
       for (int64_t p = 0; p < count; p += 2 * kTile) {
         const int64_t rows = std::min(count - p, 2 * kTile);
         const int64_t first = y * s_.stride_h * s_.w + p * s_.stride_w;
         cover_with_tiles(rows, s_.f, Block{*this, image_.data() + first * channels});
         for (int64_t row = 0; row < rows; ++row) {
-          const int64_t at = y * s_.w + p + row;  // a row of output is as far apart as one of images
-          if (at % s_.w < s_.ow) finish(row, bias, relu, out + (at / s_.w * s_.ow + at % s_.w) * s_.f);
+          if (x < s_.ow) finish(row, bias, least, out + (row_y * s_.ow + x) * s_.f);
+          if (++x == s_.w) x = 0, ++row_y;
         }
       }
+    }
+    settle_past_cache();
   }
 
  private:
@@ -251,112 +289,266 @@ class TileConvolution {
     void run(int64_t a, int64_t b) const {
       const Shape& s = of.s_;
       const int64_t channels = of.kernel_.channels(), step = s.stride_w * channels;
+      const int64_t height = s.kh, width = s.kw * channels, row = s.w * channels;
+      const uint16_t* from = image + a * step;
+      const Pair* kernel = of.kernel_.panel(b);
+      float* unused = of.unused_.data();
+      int64_t steps = 0;
       TileSums<A, B>::zero();
-      for (int64_t i = 0; i < s.kh; ++i)
-        for (int64_t j = 0; j < s.kw; ++j)
-          for (int64_t c = 0; c < channels; c += kDepth)
-            TileSums<A, B>::add(image + a * step + (i * s.w + j) * channels + c, step,
-                                of.kernel_.tap(i, j) + c / 2 * s.f + b, s.f);
+      for (int64_t i = 0; i < height; ++i, from += row)
+        for (int64_t x = 0; x < width; x += kDepth, kernel += B * kTile * kTile) {
+          TileSums<A, B>::add(from + x, step, kernel, B * kTile);
+          if (++steps % kStepsToStore == 0) store_tile<4>(unused, 64);
+        }
       TileSums<A, B>::store(of.sums_.data() + a * s.f + b, s.f);
     }
   };
 
-  void finish(int64_t row, const float* bias, bool relu, float* out) const {
-    const Vector least = least_output(relu);
-    for (int64_t f = 0; f < s_.f; f += kLanes)
-      put_output(out, f, vector_at(sums_.data(), row * s_.f + f) + vector_at(bias, f), least);
+  // image_ = the image; its padding stays zero.
+  void put_image(const RealRows& image) {
+    const int64_t channels = kernel_.channels();
+    for (int64_t y = s_.top; y < s_.bottom; ++y) {
+      const float* from = image.first + (y - s_.top) * image.step;
+      uint16_t* to = image_.data() + (y * s_.w + s_.left) * channels;
+      for (int64_t x = 0; x < s_.real_w; ++x, from += s_.c, to += channels)
+        for (int64_t c = 0; c < s_.c; c += kLanes) put_vector(to, c, rounded(vector_at(from, c)));
+    }
+  }
+
+  void finish(int64_t row, const float* bias, const Vector& least, float* out) const {
+    for (int64_t f = 0; f < s_.f; f += kLanes) {
+      const Vector sum = vector_at(sums_.data(), row * s_.f + f) + vector_at(bias, f);
+      const Vector output = sum < least ? least : sum;  // not a number stays so
+      if (past_cache_)
+        put_past_cache(out + f, output);
+      else
+        put_vector(out, f, output);
+    }
   }
 
   [[maybe_unused]] AmxScope scope_;
   Shape s_;
   const TileKernel& kernel_;
+  bool past_cache_;
   AlignedBuffer sums_;  // [2 kTile, f]
+  AlignedBuffer unused_{kTile * kTile};
   Aligned<uint16_t> image_;
 };
 
+typedef Pair TileRow __attribute__((vector_size(kTile * sizeof(Pair))));
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FER_JAX_SHUFFLES
+#endif
+#endif
+
+#if defined(FER_JAX_SHUFFLES)
+// Of each quarter of two rows the first half, or the second, side by side.
+inline TileRow first_halves(const TileRow& a, const TileRow& b) {
+  return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+}
+inline TileRow second_halves(const TileRow& a, const TileRow& b) {
+  return __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+inline TileRow even_quarters(const TileRow& a, const TileRow& b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+}
+inline TileRow odd_quarters(const TileRow& a, const TileRow& b) {
+  return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+#endif
+
 // to[i, j] = from[j, i] of 16 x 16 pairs, rows of `to` so many pairs apart.
-inline void transpose(const Pair (&from)[kTile][kTile], Pair* to, int64_t step) {
+inline void transpose(const TileRow (&from)[kTile], Pair* to, int64_t step) {
+#if defined(FER_JAX_SHUFFLES)
+  // First within blocks of 4 x 4: blocks[4 i + j] has the columns j, j + 4, j + 8, j + 12 of four rows.
+  TileRow blocks[kTile];
+  UNROLLED
+  for (int i = 0; i < kTile; i += 4) {
+    TileRow low[2], high[2];  // the first and the last two columns of blocks, of two rows each
+    UNROLLED
+    for (int j = 0; j < 2; ++j) {
+      const TileRow &a = from[i + 2 * j], &b = from[i + 2 * j + 1];
+      low[j] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+      high[j] =
+          __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+    blocks[i] = first_halves(low[0], low[1]);
+    blocks[i + 1] = second_halves(low[0], low[1]);
+    blocks[i + 2] = first_halves(high[0], high[1]);
+    blocks[i + 3] = second_halves(high[0], high[1]);
+  }
+  UNROLLED
+  for (int j = 0; j < 4; ++j) {
+    const TileRow a = even_quarters(blocks[j], blocks[4 + j]);
+    const TileRow b = even_quarters(blocks[8 + j], blocks[12 + j]);
+    const TileRow c = odd_quarters(blocks[j], blocks[4 + j]);
+    const TileRow d = odd_quarters(blocks[8 + j], blocks[12 + j]);
+    put_vector(to, j * step, even_quarters(a, b));
+    put_vector(to, (4 + j) * step, even_quarters(c, d));
+    put_vector(to, (8 + j) * step, odd_quarters(a, b));
+    put_vector(to, (12 + j) * step, odd_quarters(c, d));
+  }
+#else
   for (int64_t i = 0; i < kTile; ++i)
     for (int64_t j = 0; j < kTile; ++j) to[i * step + j] = from[j][i];
+#endif
 }
 
-// Sums a kernel's gradient over images, by positions in the image where an output begins.
+// Sums a kernel's gradient over images, by positions in the image where an output begins. Of the two
+// operands one has a row for each channel and the other one for each pair of positions. The first are
+// the outputs', because they do not move with the element of the kernel: rows that do would lie in two
+// cache lines. Small images are stacked: one has too few positions to pay for loading the sums.
 class TileGradients {
  public:
   static int64_t size(const Shape& s) { return s.kh * s.kw * s.c * s.f; }
 
   TileGradients(const Shape& s, float* sums)
-      : s_(s), sums_(sums),
-        positions_(
-            rounded_up((s.oh - 1) * s.stride_h * s.w + (s.ow - 1) * s.stride_w + 1, kDepth)),
-        row_(rounded_up(std::max(s.h * s.w, positions_ + s.kh * s.w), kDepth)),
-        columns_(Aligned<Pair>::zeros(s.c * row_ / 2)),
-        grads_(Aligned<Pair>::zeros(positions_ / 2 * s.f)) {}
-
-  void add(const float* image, const float* grad) {
-    put_columns(image);
-    for (int64_t y = 0; y < s_.oh; ++y)
-      for (int64_t x = 0; x < s_.ow; ++x)
-        for (int64_t f = 0; f < s_.f; f += kLanes)
-          PairsOfRows::put(vector_at(grad, (y * s_.ow + x) * s_.f + f),
-                           y * s_.stride_h * s_.w + x * s_.stride_w, f, s_.f, grads_.data());
-    for (int64_t first = 0; first < positions_; first += kTogether)
-      for (int64_t tap = 0; tap < s_.kh * s_.kw; ++tap)
-        cover_with_tiles(s_.c, s_.f, Block{*this, tap, first});
+      : s_(s), sums_(sums), slot_(rounded_up(s.h * s.w, 2)),
+        slots_(std::clamp<int64_t>(kTogether / slot_, 1, std::max<int64_t>(s.n, 1))),
+        positions_(rounded_up(slots_ * slot_, kDepth)),
+        reached_(positions_ + rounded_up(s.kh * s.w, 2)),
+        // An odd number of cache lines: rows a power of two apart push each other out.
+        row_((positions_ / kDepth / 2 * 2 + 3) * kDepth),
+        grads_(Aligned<Pair>::zeros(s.f * row_ / 2)),
+        images_(Aligned<Pair>::zeros(reached_ * s.c)),
+        zeros_(AlignedBuffer::zeros(std::max(s.c, s.f))),
+        pixels_(slot_ + 1, -1), outputs_(rounded_up(slot_, kDepth), -1) {
+    for (int64_t y = s.top; y < s.bottom; ++y)
+      for (int64_t x = 0; x < s.real_w; ++x)
+        pixels_[y * s.w + s.left + x] = ((y - s.top) * s.real_w + x) * s.c;
+    for (int64_t y = 0; y < s.oh; ++y)
+      for (int64_t x = 0; x < s.ow; ++x)
+        outputs_[y * s.stride_h * s.w + x * s.stride_w] = (y * s.ow + x) * s.f;
   }
 
-  void finish() {}
+  template <typename Images>
+  void add(Images& images, int64_t i, const float* grad) {
+    const float* image = images.real(i).first;
+    const int64_t at = filled_ * slot_;
+    // A part of a large image is summed up while it is in the cache.
+    for (int64_t first = 0, ready = 0; first < slot_; first += kTogether) {
+      const int64_t last = std::min(first + kTogether, slot_);
+      const int64_t reached = std::min(last + s_.kh * s_.w, slot_);
+      put_image(image, ready, reached, at);
+      put_grads(grad, first, last, at);
+      if (slots_ == 1) add_products(first, last);
+      ready = reached;
+    }
+    if (slots_ > 1 && ++filled_ == slots_) finish();
+  }
+
+  // To be called after the last image.
+  void finish() {
+    if (filled_ > 0) add_products(0, filled_ * slot_);
+    filled_ = 0;
+  }
+
+  // A kernel's gradient of its sums, which stand in blocks of 32 features x 32 channels, the last may
+  // be smaller: [kh kw, features, channels] of each.
+  static void unpack(const Shape& s, const float* sums, float* kernel) {
+    TileRow square[kTile];
+    for (int64_t f = 0; f < s.f; f += kTile)
+      for (int64_t c = 0; c < s.c; c += kTile) {
+        const int64_t a = f / kDepth * kDepth, b = c / kDepth * kDepth;
+        const int64_t height = std::min(kDepth, s.f - a), width = std::min(kDepth, s.c - b);
+        const float* from = sums + block_at(s, a, b) + (f - a) * width + c - b;
+        for (int64_t tap = 0; tap < s.kh * s.kw; ++tap, from += height * width) {
+          for (int64_t i = 0; i < kTile; ++i) square[i] = vector_at<TileRow>(from, i * width);
+          transpose(square, reinterpret_cast<Pair*>(kernel + (tap * s.c + c) * s.f + f), s.f);
+        }
+      }
+  }
 
  private:
-  // Positions whose numbers, of 32 channels and 32 features, stay in the first level of cache for
-  // all elements of the kernel.
+  // Positions that are summed up together; of smaller images as many are stacked.
   static constexpr int64_t kTogether = 256;
+
+  void add_products(int64_t first, int64_t last) {
+    const int64_t end = rounded_up(last, kDepth);
+    for (int64_t f = 0; f < s_.f; ++f)  // what earlier images have left
+      std::fill_n(grads_.data() + (f * row_ + last) / 2, (end - last) / 2, 0);
+    cover_with_tiles(s_.f, s_.c, Block{*this, first, end});
+  }
+
+  static int64_t block_at(const Shape& s, int64_t a, int64_t b) {
+    return s.kh * s.kw * (a * s.c + std::min(kDepth, s.f - a) * b);
+  }
 
   struct Block {
     TileGradients& of;
-    int64_t tap, first;
+    int64_t first, end;
 
     template <int A, int B>
     void run(int64_t a, int64_t b) const {
       const Shape& s = of.s_;
-      const int64_t last = std::min(first + kTogether, of.positions_);
-      const auto* columns = reinterpret_cast<const uint16_t*>(of.columns_.data());
-      columns += a * of.row_ + tap / s.kw * s.w + tap % s.kw;
-      float* sums = of.sums_ + (tap * s.c + a) * s.f + b;
-      TileSums<A, B>::load(sums, s.f);
-      for (int64_t p = first; p < last; p += kDepth)
-        TileSums<A, B>::add(columns + p, of.row_, of.grads_.data() + p / 2 * s.f + b, s.f);
-      TileSums<A, B>::store(sums, s.f);
+      constexpr int64_t width = B * kTile;
+      const int64_t row = of.row_;
+      const auto* grads = reinterpret_cast<const uint16_t*>(of.grads_.data()) + a * row;
+      float* sums = of.sums_ + block_at(s, a, b);
+      for (int64_t tap = 0; tap < s.kh * s.kw; ++tap, sums += A * kTile * width) {
+        const int64_t shift = tap / s.kw * s.w + tap % s.kw;
+        const Pair* images = of.image_panel(shift % 2, b) + shift / 2 * width;
+        TileSums<A, B>::load(sums, width);
+        for (int64_t p = first; p < end; p += kDepth)
+          TileSums<A, B>::add(grads + p, row, images + p / 2 * width, width);
+        TileSums<A, B>::store(sums, width);
+      }
     }
   };
 
-  // columns_ = the image, a row for each channel.
-  void put_columns(const float* image) {
-    Pair block[kTile][kTile];
-    for (int64_t first = 0; first < s_.h * s_.w; first += kDepth)
-      for (int64_t c = 0; c < s_.c; c += kTile) {
+  // images_ = [from, to) of the image's positions, and once more from the next one on; the first is
+  // the image's `at`.
+  void put_image(const float* image, int64_t from, int64_t to, int64_t at) {
+    for (int64_t p = from; p < to; ++p) {
+      const float *low = at_position(pixels_, p, image), *high = at_position(pixels_, p + 1, image);
+      for (int64_t first = 0; first < s_.c; first += kDepth) {
+        const int64_t width = std::min(kDepth, s_.c - first);
+        Pair* pairs = image_panel(p % 2, first) + (at + p) / 2 * width;
+        for (int64_t lane = 0; lane < width; lane += kLanes)
+          put_vector(pairs, lane, pairs_of(low + first + lane, high + first + lane));
+      }
+    }
+  }
+
+  // Pairs of positions that begin with an even one or an odd one, kept as kernels are.
+  Pair* image_panel(int64_t odd, int64_t first) {
+    return images_.data() + (odd * s_.c + first) * reached_ / 2;
+  }
+
+  // grads_ = [from, to) of the positions of an output's gradient, zeros where no output begins.
+  void put_grads(const float* grad, int64_t from, int64_t to, int64_t at) {
+    TileRow block[kTile];
+    for (int64_t first = from; first < to; first += kDepth)
+      for (int64_t f = 0; f < s_.f; f += kTile) {
         for (int64_t p = 0; p < kDepth; p += 2)
-          for (int64_t lane = 0; lane < kTile; lane += kLanes) {
-            const Pairs low = halves(image, first + p, c + lane);
-            const Pairs high = halves(image, first + p + 1, c + lane);
-            put_vector(block[p / 2], lane, low | high << 16);
-          }
-        transpose(block, columns_.data() + (c * row_ + first) / 2, row_ / 2);
+          for (int64_t lane = 0; lane < kTile; lane += kLanes)
+            put_vector(reinterpret_cast<Pair*>(block + p / 2), lane,
+                       pairs_of(at_position(outputs_, first + p, grad) + f + lane,
+                                at_position(outputs_, first + p + 1, grad) + f + lane));
+        transpose(block, grads_.data() + (f * row_ + at + first) / 2, row_ / 2);
       }
   }
 
-  // Channels of a position, rounded; zeros behind the image.
-  Pairs halves(const float* image, int64_t position, int64_t c) const {
-    if (position >= s_.h * s_.w) return Pairs{};
-    return __builtin_convertvector(rounded(vector_at(image, position * s_.c + c)), Pairs);
+  const float* at_position(const std::vector<int64_t>& offsets, int64_t p, const float* numbers) const {
+    return offsets[p] < 0 ? zeros_.data() : numbers + offsets[p];
+  }
+
+  static Pairs pairs_of(const float* low, const float* high) {
+    return __builtin_convertvector(rounded(vector_at(low, 0)), Pairs) |
+           __builtin_convertvector(rounded(vector_at(high, 0)), Pairs) << 16;
   }
 
   [[maybe_unused]] AmxScope scope_;
   Shape s_;
   float* sums_;
-  int64_t positions_, row_;  // of outputs; of a channel in columns_, both in numbers
-  Aligned<Pair> columns_;    // [c, row_ / 2]
-  Aligned<Pair> grads_;      // [positions_ / 2, f]
+  int64_t slot_, slots_, filled_ = 0;    // positions of an image, images, of which are there
+  int64_t positions_, reached_, row_;    // where outputs begin; of the image; of a channel in grads_
+  Aligned<Pair> grads_;                  // [f, row_ / 2]
+  Aligned<Pair> images_;                 // [2, reached_ / 2, c] in panels
+  AlignedBuffer zeros_;
+  std::vector<int64_t> pixels_, outputs_;  // where a position's channels begin, -1: nowhere
 };
 
 }  // namespace

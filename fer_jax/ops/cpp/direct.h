@@ -37,14 +37,16 @@ class KernelGradients {
 
   KernelGradients(const Shape& s, float* sums) : s_(s), sums_(sums) {}
 
-  void add(const float* image, const float* grad) {
+  template <typename Images>
+  void add(Images& images, int64_t i, const float* grad) {
     const Shape& s = s_;
+    const float* image = images[i];
     const int64_t row_bytes = 4 * (s.w * s.c * s.stride_h + s.ow * s.f);
     const int64_t rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 1, s.oh);
     for (int64_t y = 0; y < s.oh; y += rows)
-      for (int64_t i = 0; i < s.kh; ++i) {
-        GradientTile tile{s, image + (y * s.stride_h + i) * s.w * s.c, grad + y * s.ow * s.f,
-                          sums_ + i * s.kw * s.c * s.f, std::min(rows, s.oh - y)};
+      for (int64_t j = 0; j < s.kh; ++j) {
+        GradientTile tile{s, image + (y * s.stride_h + j) * s.w * s.c, grad + y * s.ow * s.f,
+                          sums_ + j * s.kw * s.c * s.f, std::min(rows, s.oh - y)};
         cover<kShort>(0, s.kw * s.c, s.f, tile);
       }
   }

@@ -209,12 +209,13 @@ class Images {
       : s_(s), images_(images), is_padded_(s.bottom - s.top != s.h || s.real_w != s.w),
         padded_(is_padded_ ? s : Shape{}) {}
 
+  RealRows real(int64_t i) const { return {images_ + i * image_size(s_), s_.real_w * s_.c}; }
+
   const float* operator[](int64_t i) {
-    const float* image = images_ + i * image_size(s_);
-    if (!is_padded_) return image;
-    const int64_t row = s_.real_w * s_.c;
-    for (int64_t y = 0; y < s_.bottom - s_.top; ++y, image += row)
-      std::memcpy(padded_.row(y), image, row * sizeof(float));
+    const RealRows image = real(i);
+    if (!is_padded_) return image.first;
+    for (int64_t y = 0; y < s_.bottom - s_.top; ++y)
+      std::memcpy(padded_.row(y), image.first + y * image.step, image.step * sizeof(float));
     return padded_.data();
   }
 
@@ -237,6 +238,11 @@ class Unpooled {
       std::memset(padded_.row(y), 0, p_.w * p_.f * sizeof(float));
     unpool(p_, grads_ + i * size, argmax_ + i * size, padded_.row(0), s_.w * s_.c);
     return padded_.data();
+  }
+
+  RealRows real(int64_t i) {
+    (*this)[i];
+    return {padded_.row(0), s_.w * s_.c};
   }
 
  private:
@@ -299,9 +305,12 @@ class Kernel<AmxBfloat16> {
   template <typename Images, typename Output, typename Done>
   void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
                 const Output& output, const Done& done) const {
-    TileConvolution convolution(s_, kernel_);
+    // What each image overwrites stays in the cache.
+    const bool is_kept = output(0) != output(1) && reinterpret_cast<uintptr_t>(output(0)) % 64 == 0;
+    const bool is_large = s_.n * s_.oh * s_.ow * s_.f * 4 > kPastCacheBytes;
+    TileConvolution convolution(s_, kernel_, is_kept && is_large);
     for_share(s_.n, task, tasks, [&](int64_t i) {
-      convolution.run(images[i], bias, relu, output(i));
+      convolution.run(images.real(i), bias, relu, output(i));
       done(i);
     });
   }
@@ -341,7 +350,7 @@ void sum_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const fl
     Images padded(s, images);
     auto grads = make_grads();
     Gradients gradients(s, sum);
-    for_share(s.n, task, tasks, [&](int64_t i) { gradients.add(padded[i], grads[i]); });
+    for_share(s.n, task, tasks, [&](int64_t i) { gradients.add(padded, i, grads[i]); });
     gradients.finish();
   });
   for (int64_t task = 1; task < tasks; ++task)
@@ -362,7 +371,9 @@ void sum_kernel_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, b
   with_type(s, bfloat16, [&](auto type) {
     using Type = decltype(type);
     if constexpr (std::is_same_v<Type, AmxBfloat16>) {
-      sum_gradients<TileGradients>(pool, tasks, s, images, make_grads, total);
+      AlignedBuffer sums(TileGradients::size(s));
+      sum_gradients<TileGradients>(pool, tasks, s, images, make_grads, sums.data());
+      TileGradients::unpack(s, sums.data(), total);
     } else {
       const bool by_tiles = with_tile(best_tile<Type>(s), [&](auto side) {
         sum_winograd_gradients<side, Type>(pool, tasks, s, images, make_grads, total);

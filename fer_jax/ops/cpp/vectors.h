@@ -187,7 +187,7 @@ class Aligned {
   const Number* data() const { return reinterpret_cast<const Number*>(lines_.get()); }
 
  private:
-  static constexpr int64_t kLine = 16;
+  static constexpr int64_t kLine = 64 / sizeof(Number);
   struct alignas(kLine * sizeof(Number)) Line {
     Number numbers[kLine];
   };

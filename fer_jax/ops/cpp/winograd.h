@@ -508,8 +508,10 @@ class WinogradGradients {
   WinogradGradients(const Shape& s, float* sums)
       : s_(s), sums_(sums), strip_(s.c, s.f, s.n * Tiles<M>(s).count, Type::kBytes, Type::kBytes) {}
 
-  void add(const float* image, const float* grad) {
+  template <typename Images>
+  void add(Images& images, int64_t i, const float* grad) {
     const int64_t all = Tiles<M>(s_).count;
+    const float* image = images[i];
     for (int64_t first = 0, count; first < all; first += count) {
       count = std::min(all - first, strip_.tiles - filled_);
       transform_image<M>(s_, image, first, count, filled_, strip_.in);
