@@ -335,41 +335,42 @@ class TileConvolution {
   Aligned<uint16_t> image_;
 };
 
-typedef Pair TileRow __attribute__((vector_size(kTile * sizeof(Pair))));
-
-#if defined(__has_builtin)
+#if defined(__AVX512F__) && defined(__has_builtin)  // a row of a register is a vector
 #if __has_builtin(__builtin_shufflevector)
 #define FER_JAX_SHUFFLES
 #endif
 #endif
 
+typedef Pair TileSquare[kTile][kTile];
+
 #if defined(FER_JAX_SHUFFLES)
 // Of each quarter of two rows the first half, or the second, side by side.
-inline TileRow first_halves(const TileRow& a, const TileRow& b) {
+inline Pairs first_halves(const Pairs& a, const Pairs& b) {
   return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
 }
-inline TileRow second_halves(const TileRow& a, const TileRow& b) {
+inline Pairs second_halves(const Pairs& a, const Pairs& b) {
   return __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
 }
-inline TileRow even_quarters(const TileRow& a, const TileRow& b) {
+inline Pairs even_quarters(const Pairs& a, const Pairs& b) {
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
 }
-inline TileRow odd_quarters(const TileRow& a, const TileRow& b) {
+inline Pairs odd_quarters(const Pairs& a, const Pairs& b) {
   return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
 #endif
 
 // to[i, j] = from[j, i] of 16 x 16 pairs, rows of `to` so many pairs apart.
-inline void transpose(const TileRow (&from)[kTile], Pair* to, int64_t step) {
+inline void transpose(const TileSquare& from, Pair* to, int64_t step) {
 #if defined(FER_JAX_SHUFFLES)
   // First within blocks of 4 x 4: blocks[4 i + j] has the columns j, j + 4, j + 8, j + 12 of four rows.
-  TileRow blocks[kTile];
+  Pairs blocks[kTile];
   UNROLLED
   for (int i = 0; i < kTile; i += 4) {
-    TileRow low[2], high[2];  // the first and the last two columns of blocks, of two rows each
+    Pairs low[2], high[2];  // the first and the last two columns of blocks, of two rows each
     UNROLLED
     for (int j = 0; j < 2; ++j) {
-      const TileRow &a = from[i + 2 * j], &b = from[i + 2 * j + 1];
+      const Pairs a = vector_at<Pairs>(from[i + 2 * j], 0);
+      const Pairs b = vector_at<Pairs>(from[i + 2 * j + 1], 0);
       low[j] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
       high[j] =
           __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
@@ -381,10 +382,10 @@ inline void transpose(const TileRow (&from)[kTile], Pair* to, int64_t step) {
   }
   UNROLLED
   for (int j = 0; j < 4; ++j) {
-    const TileRow a = even_quarters(blocks[j], blocks[4 + j]);
-    const TileRow b = even_quarters(blocks[8 + j], blocks[12 + j]);
-    const TileRow c = odd_quarters(blocks[j], blocks[4 + j]);
-    const TileRow d = odd_quarters(blocks[8 + j], blocks[12 + j]);
+    const Pairs a = even_quarters(blocks[j], blocks[4 + j]);
+    const Pairs b = even_quarters(blocks[8 + j], blocks[12 + j]);
+    const Pairs c = odd_quarters(blocks[j], blocks[4 + j]);
+    const Pairs d = odd_quarters(blocks[8 + j], blocks[12 + j]);
     put_vector(to, j * step, even_quarters(a, b));
     put_vector(to, (4 + j) * step, even_quarters(c, d));
     put_vector(to, (8 + j) * step, odd_quarters(a, b));
@@ -448,14 +449,15 @@ class TileGradients {
   // A kernel's gradient of its sums, which stand in blocks of 32 features x 32 channels, the last may
   // be smaller: [kh kw, features, channels] of each.
   static void unpack(const Shape& s, const float* sums, float* kernel) {
-    TileRow square[kTile];
+    TileSquare square;
     for (int64_t f = 0; f < s.f; f += kTile)
       for (int64_t c = 0; c < s.c; c += kTile) {
         const int64_t a = f / kDepth * kDepth, b = c / kDepth * kDepth;
         const int64_t height = std::min(kDepth, s.f - a), width = std::min(kDepth, s.c - b);
         const float* from = sums + block_at(s, a, b) + (f - a) * width + c - b;
         for (int64_t tap = 0; tap < s.kh * s.kw; ++tap, from += height * width) {
-          for (int64_t i = 0; i < kTile; ++i) square[i] = vector_at<TileRow>(from, i * width);
+          for (int64_t i = 0; i < kTile; ++i)
+            std::memcpy(square[i], from + i * width, sizeof square[i]);
           transpose(square, reinterpret_cast<Pair*>(kernel + (tap * s.c + c) * s.f + f), s.f);
         }
       }
@@ -519,15 +521,15 @@ class TileGradients {
 
   // grads_ = [from, to) of the positions of an output's gradient, zeros where no output begins.
   void put_grads(const float* grad, int64_t from, int64_t to, int64_t at) {
-    TileRow block[kTile];
+    TileSquare square;
     for (int64_t first = from; first < to; first += kDepth)
       for (int64_t f = 0; f < s_.f; f += kTile) {
         for (int64_t p = 0; p < kDepth; p += 2)
           for (int64_t lane = 0; lane < kTile; lane += kLanes)
-            put_vector(reinterpret_cast<Pair*>(block + p / 2), lane,
+            put_vector(square[p / 2], lane,
                        pairs_of(at_position(outputs_, first + p, grad) + f + lane,
                                 at_position(outputs_, first + p + 1, grad) + f + lane));
-        transpose(block, grads_.data() + (f * row_ + at + first) / 2, row_ / 2);
+        transpose(square, grads_.data() + (f * row_ + at + first) / 2, row_ / 2);
       }
   }
 
