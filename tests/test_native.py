@@ -159,6 +159,23 @@ def test_factors_in_bfloat16_that_need_no_rounding_give_the_exact_result():
 
 
 @needs_library
+def test_images_whose_gradients_are_summed_up_together_leave_nothing_to_those_after(monkeypatch):
+    """With AMX small images are stacked, here four and then two, in the same place."""
+    monkeypatch.setattr(native, "_tasks", lambda: 1)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(-3, 4, (6, 13, 2, 16)), jnp.float32)
+    grad = jnp.asarray(4 * rng.integers(-1, 2, (6, 13, 2, 32)), jnp.float32)
+
+    def gradient(f):
+        kernel = jnp.zeros((3, 3, 16, 32))
+        return jax.vjp(lambda kernel: f(images, kernel, padding="SAME"), kernel)[1](grad)[0]
+
+    with native.rounding(True):
+        found = gradient(conv)
+    np.testing.assert_array_equal(found, gradient(lax_conv))
+
+
+@needs_library
 @pytest.mark.parametrize(
     ("side", "channels", "error"),
     [(24, 32, 0.014), (6, 256, 0.0045)],  # tiles of 4x4 and of 2x2; without any, less

@@ -33,6 +33,7 @@ CONVOLUTIONS = (
         _ONES,
         ((1, 1), (0, 0)),
     ),  # rows longer than two of AMX's tiles
+    ((2, 128, 130, 16), (1, 1, 16, 32), _ONES, _VALID),  # more than AMX's way leaves in the cache
     ((3, 13, 2, 16), (3, 3, 16, 32), _ONES, _AROUND),  # in tiles of 2x2
     ((3, 7, 5, 16), (3, 3, 16, 48), _ONES, _AROUND),  # of 3x3
     ((5, 26, 17, 32), (3, 3, 32, 48), _ONES, _VALID),  # of 4x4

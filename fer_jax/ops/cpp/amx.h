@@ -1,7 +1,7 @@
 // Convolution by its definition in bfloat16, with Intel's AMX (Software Developer's Manual, volume 2:
 // TDPBF16PS). A register holds 16 rows of 64 bytes; one instruction multiplies two of them, 16 x 32
 // by 32 x 16 numbers, and adds to 16 x 16 floats: 512 products a cycle, where vectors of floats make
-// 32. Winograd's filtering, which trades products for sums, should not pay then.
+// 32. Winograd's filtering, which trades products for sums, does not pay then.
 //
 // Rows of an image become rows of a register as they lie in memory: positions are counted through
 // the padded image, so that each element of the kernel is a distance of its own. What reaches over
@@ -28,6 +28,7 @@ namespace {
 
 constexpr int64_t kTile = 16;          // rows of a register, and pairs or floats in a row
 constexpr int64_t kDepth = 2 * kTile;  // numbers of bfloat16 in a row: what one instruction sums over
+constexpr int64_t kSide = 2 * kTile;   // rows, and floats in a row, of a block of registers
 
 // A register is stored, needed or not, after so many steps of four products: after more than 32 the
 // next store takes as long as 60 products, whatever it stores. Measured on an Intel Xeon.
@@ -183,8 +184,8 @@ struct TileSums {
 // multiple of kTile; rows are rounded up to one.
 template <typename Work>
 void cover_with_tiles(int64_t rows, int64_t columns, const Work& work) {
-  for (int64_t a = 0; a < rows; a += 2 * kTile)
-    for (int64_t b = 0; b < columns; b += 2 * kTile) {
+  for (int64_t a = 0; a < rows; a += kSide)
+    for (int64_t b = 0; b < columns; b += kSide) {
       const bool tall = rows - a > kTile, wide = columns - b > kTile;
       if (tall && wide)
         work.template run<2, 2>(a, b);
@@ -197,12 +198,6 @@ void cover_with_tiles(int64_t rows, int64_t columns, const Work& work) {
     }
 }
 
-// Where an image's rows lie, without its padding.
-struct RealRows {
-  const float* first;
-  int64_t step;  // numbers from row to row
-};
-
 // A kernel for products of tiles: for each panel of 32 features, the last may have 16, [kh kw,
 // channels, features] in pairs of channels, whose number is rounded up with zeros. A block of tiles
 // reads it from the beginning to the end, which processors fetch ahead.
@@ -213,17 +208,17 @@ class TileKernel {
         pairs_(Aligned<Pair>::zeros(s.kh * s.kw * channels_ / 2 * s.f)) {
     for (int64_t tap = 0; tap < s.kh * s.kw; ++tap)
       for (int64_t x = 0; x < s.c * s.f; x += kLanes) {
-        const int64_t f = x % s.f, first = f / kDepth * kDepth, columns = width(first);
+        const int64_t f = x % s.f, first = f / kSide * kSide, columns = width(first);
         PairsOfRows::put(vector_at(kernel, tap * s.c * s.f + x), x / s.f, f - first, columns,
                          pairs_.data() + panel_at(first) + tap * channels_ / 2 * columns);
       }
   }
 
   int64_t channels() const { return channels_; }
-  int64_t width(int64_t first) const { return std::min(kDepth, s_.f - first); }
   const Pair* panel(int64_t first) const { return pairs_.data() + panel_at(first); }
 
  private:
+  int64_t width(int64_t first) const { return std::min(kSide, s_.f - first); }
   int64_t panel_at(int64_t first) const { return s_.kh * s_.kw * channels_ / 2 * first; }
 
   Shape s_;
@@ -231,7 +226,8 @@ class TileKernel {
   Aligned<Pair> pairs_;
 };
 
-// A batch's output of more bytes is not read again before the cache has forgotten it.
+// A batch's output of more bytes counts as one that the cache forgets before it is read again: twice
+// the second level of the processor that this was measured on.
 constexpr int64_t kPastCacheBytes = 1 << 22;
 
 // Writes a vector past the cache, without reading what was there; the pointer is a multiple of 64.
@@ -251,7 +247,7 @@ inline void settle_past_cache() {
 }
 
 // Convolves images with a kernel; each task has its own. With `past_cache` outputs are written past
-// the cache, which takes a third of their way through memory.
+// the cache, which spares reading what was there.
 class TileConvolution {
  public:
   TileConvolution(const Shape& s, const TileKernel& kernel, bool past_cache)
@@ -277,7 +273,7 @@ class TileConvolution {
         }
       }
     }
-    settle_past_cache();
+    if (past_cache_) settle_past_cache();
   }
 
  private:
@@ -318,7 +314,7 @@ class TileConvolution {
   void finish(int64_t row, const float* bias, const Vector& least, float* out) const {
     for (int64_t f = 0; f < s_.f; f += kLanes) {
       const Vector sum = vector_at(sums_.data(), row * s_.f + f) + vector_at(bias, f);
-      const Vector output = sum < least ? least : sum;  // not a number stays so
+      const Vector output = at_least(sum, least);
       if (past_cache_)
         put_past_cache(out + f, output);
       else
@@ -362,7 +358,7 @@ inline Pairs odd_quarters(const Pairs& a, const Pairs& b) {
 // to[i, j] = from[j, i] of 16 x 16 pairs, rows of `to` so many pairs apart.
 inline void transpose(const TileSquare& from, Pair* to, int64_t step) {
 #if defined(FER_JAX_SHUFFLES)
-  // First within blocks of 4 x 4: blocks[4 i + j] has the columns j, j + 4, j + 8, j + 12 of four rows.
+  // First within blocks of 4 x 4: blocks[i + j] has the columns j, j + 4, j + 8, j + 12 of rows i to i + 3.
   Pairs blocks[kTile];
   UNROLLED
   for (int i = 0; i < kTile; i += 4) {
@@ -393,7 +389,8 @@ inline void transpose(const TileSquare& from, Pair* to, int64_t step) {
   }
 #else
   for (int64_t i = 0; i < kTile; ++i)
-    for (int64_t j = 0; j < kTile; ++j) to[i * step + j] = from[j][i];
+    for (int64_t j = 0; j < kTile; ++j)
+      std::memcpy(to + i * step + j, &from[j][i], sizeof(Pair));  // `to` may be floats
 #endif
 }
 
@@ -407,6 +404,7 @@ class TileGradients {
 
   TileGradients(const Shape& s, float* sums)
       : s_(s), sums_(sums), slot_(rounded_up(s.h * s.w, 2)),
+        ends_(rounded_up((s.oh - 1) * s.stride_h * s.w + (s.ow - 1) * s.stride_w + 1, 2)),
         slots_(std::clamp<int64_t>(kTogether / slot_, 1, std::max<int64_t>(s.n, 1))),
         positions_(rounded_up(slots_ * slot_, kDepth)),
         reached_(positions_ + rounded_up(s.kh * s.w, 2)),
@@ -426,23 +424,27 @@ class TileGradients {
 
   template <typename Images>
   void add(Images& images, int64_t i, const float* grad) {
-    const float* image = images.real(i).first;
+    const float* image = images.unpadded(i);
     const int64_t at = filled_ * slot_;
     // A part of a large image is summed up while it is in the cache.
-    for (int64_t first = 0, ready = 0; first < slot_; first += kTogether) {
-      const int64_t last = std::min(first + kTogether, slot_);
-      const int64_t reached = std::min(last + s_.kh * s_.w, slot_);
-      put_image(image, ready, reached, at);
+    for (int64_t first = 0, ready = 0; first < ends_; first += kTogether) {
+      const int64_t last = std::min(first + kTogether, ends_);
+      const int64_t needed = std::min(last + s_.kh * s_.w, slot_);
+      put_image(image, ready, needed, at);
       put_grads(grad, first, last, at);
       if (slots_ == 1) add_products(first, last);
-      ready = reached;
+      ready = needed;
     }
     if (slots_ > 1 && ++filled_ == slots_) finish();
   }
 
   // To be called after the last image.
   void finish() {
-    if (filled_ > 0) add_products(0, filled_ * slot_);
+    if (filled_ == 0) return;
+    const int64_t last = (filled_ - 1) * slot_ + ends_, end = rounded_up(last, kDepth);
+    for (int64_t f = 0; f < s_.f; ++f)  // what the stack before has left there
+      std::fill_n(grads_.data() + (f * row_ + last) / 2, (end - last) / 2, 0);
+    add_products(0, last);
     filled_ = 0;
   }
 
@@ -452,8 +454,8 @@ class TileGradients {
     TileSquare square;
     for (int64_t f = 0; f < s.f; f += kTile)
       for (int64_t c = 0; c < s.c; c += kTile) {
-        const int64_t a = f / kDepth * kDepth, b = c / kDepth * kDepth;
-        const int64_t height = std::min(kDepth, s.f - a), width = std::min(kDepth, s.c - b);
+        const int64_t a = f / kSide * kSide, b = c / kSide * kSide;
+        const int64_t height = std::min(kSide, s.f - a), width = std::min(kSide, s.c - b);
         const float* from = sums + block_at(s, a, b) + (f - a) * width + c - b;
         for (int64_t tap = 0; tap < s.kh * s.kw; ++tap, from += height * width) {
           for (int64_t i = 0; i < kTile; ++i)
@@ -464,18 +466,17 @@ class TileGradients {
   }
 
  private:
-  // Positions that are summed up together; of smaller images as many are stacked.
+  // Positions that are summed up together; of smaller images as many are stacked. Their numbers, of 32
+  // channels and 32 features, stay in the first level of cache for all elements of the kernel.
   static constexpr int64_t kTogether = 256;
+  static_assert(kTogether / kDepth <= kStepsToStore);
 
   void add_products(int64_t first, int64_t last) {
-    const int64_t end = rounded_up(last, kDepth);
-    for (int64_t f = 0; f < s_.f; ++f)  // what earlier images have left
-      std::fill_n(grads_.data() + (f * row_ + last) / 2, (end - last) / 2, 0);
-    cover_with_tiles(s_.f, s_.c, Block{*this, first, end});
+    cover_with_tiles(s_.f, s_.c, Block{*this, first, rounded_up(last, kDepth)});
   }
 
   static int64_t block_at(const Shape& s, int64_t a, int64_t b) {
-    return s.kh * s.kw * (a * s.c + std::min(kDepth, s.f - a) * b);
+    return s.kh * s.kw * (a * s.c + std::min(kSide, s.f - a) * b);
   }
 
   struct Block {
@@ -500,13 +501,13 @@ class TileGradients {
     }
   };
 
-  // images_ = [from, to) of the image's positions, and once more from the next one on; the first is
-  // the image's `at`.
+  // images_ = [from, to) of the image's positions, and once more from the next one on; the image begins
+  // at position `at`.
   void put_image(const float* image, int64_t from, int64_t to, int64_t at) {
     for (int64_t p = from; p < to; ++p) {
       const float *low = at_position(pixels_, p, image), *high = at_position(pixels_, p + 1, image);
-      for (int64_t first = 0; first < s_.c; first += kDepth) {
-        const int64_t width = std::min(kDepth, s_.c - first);
+      for (int64_t first = 0; first < s_.c; first += kSide) {
+        const int64_t width = std::min(kSide, s_.c - first);
         Pair* pairs = image_panel(p % 2, first) + (at + p) / 2 * width;
         for (int64_t lane = 0; lane < width; lane += kLanes)
           put_vector(pairs, lane, pairs_of(low + first + lane, high + first + lane));
@@ -545,10 +546,15 @@ class TileGradients {
   [[maybe_unused]] AmxScope scope_;
   Shape s_;
   float* sums_;
-  int64_t slot_, slots_, filled_ = 0;    // positions of an image, images, of which are there
-  int64_t positions_, reached_, row_;    // where outputs begin; of the image; of a channel in grads_
-  Aligned<Pair> grads_;                  // [f, row_ / 2]
-  Aligned<Pair> images_;                 // [2, reached_ / 2, c] in panels
+  int64_t slot_;         // positions of an image, its padding too, an even number
+  int64_t ends_;         // of these up to the last where an output begins, an even number
+  int64_t slots_;        // images in a stack
+  int64_t filled_ = 0;   // of which are there
+  int64_t positions_;    // of a stack
+  int64_t reached_;      // positions of images_
+  int64_t row_;          // numbers of a channel in grads_
+  Aligned<Pair> grads_;  // [f, row_ / 2]
+  Aligned<Pair> images_;  // [2, reached_ / 2, c] in panels
   AlignedBuffer zeros_;
   std::vector<int64_t> pixels_, outputs_;  // where a position's channels begin, -1: nowhere
 };

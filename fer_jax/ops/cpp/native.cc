@@ -206,24 +206,26 @@ class Padded {
 class Images {
  public:
   Images(const Shape& s, const float* images)
-      : s_(s), images_(images), is_padded_(s.bottom - s.top != s.h || s.real_w != s.w),
-        padded_(is_padded_ ? s : Shape{}) {}
+      : s_(s), images_(images), is_padded_(s.bottom - s.top != s.h || s.real_w != s.w) {}
 
-  RealRows real(int64_t i) const { return {images_ + i * image_size(s_), s_.real_w * s_.c}; }
+  const float* unpadded(int64_t i) const { return images_ + i * image_size(s_); }
+  RealRows real(int64_t i) const { return {unpadded(i), s_.real_w * s_.c}; }
 
   const float* operator[](int64_t i) {
-    const RealRows image = real(i);
-    if (!is_padded_) return image.first;
-    for (int64_t y = 0; y < s_.bottom - s_.top; ++y)
-      std::memcpy(padded_.row(y), image.first + y * image.step, image.step * sizeof(float));
-    return padded_.data();
+    const float* image = unpadded(i);
+    if (!is_padded_) return image;
+    if (!padded_) padded_.emplace(s_);
+    const int64_t row = s_.real_w * s_.c;
+    for (int64_t y = 0; y < s_.bottom - s_.top; ++y, image += row)
+      std::memcpy(padded_->row(y), image, row * sizeof(float));
+    return padded_->data();
   }
 
  private:
   const Shape& s_;
   const float* images_;
   bool is_padded_;
-  Padded padded_;
+  std::optional<Padded> padded_;
 };
 
 // The same for gradients of what was pooled: made from those of the pool's output.
@@ -270,11 +272,11 @@ class Kernel {
     });
   }
 
-  // Convolves a task's share of a batch. Each result goes to output(i); done(i) is called when it is
-  // whole, before output(i + 1) is written to.
+  // Convolves a task's share of a batch. Each result goes to output(i), a place of its own or one for
+  // all (`apart`); done(i) is called when it is whole, before output(i + 1) is written to.
   template <typename Images, typename Output, typename Done>
   void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
-                const Output& output, const Done& done) const {
+                [[maybe_unused]] bool apart, const Output& output, const Done& done) const {
     const int64_t begin = s_.n * task / tasks, end = s_.n * (task + 1) / tasks;
     const bool by_tiles = with_tile(tile_, [&](auto side) {
       const int64_t tiles = Tiles<side>(s_).count;  // of an image
@@ -303,12 +305,11 @@ class Kernel<AmxBfloat16> {
   Kernel(const Shape& s, const float* kernel) : s_(s), kernel_(s, kernel) {}
 
   template <typename Images, typename Output, typename Done>
-  void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu,
+  void convolve(int64_t task, int64_t tasks, Images images, const float* bias, bool relu, bool apart,
                 const Output& output, const Done& done) const {
-    // What each image overwrites stays in the cache.
-    const bool is_kept = output(0) != output(1) && reinterpret_cast<uintptr_t>(output(0)) % 64 == 0;
-    const bool is_large = s_.n * s_.oh * s_.ow * s_.f * 4 > kPastCacheBytes;
-    TileConvolution convolution(s_, kernel_, is_kept && is_large);
+    const bool is_large = apart && s_.n * s_.oh * s_.ow * s_.f * 4 > kPastCacheBytes;
+    const bool is_aligned = reinterpret_cast<uintptr_t>(output(0)) % 64 == 0;
+    TileConvolution convolution(s_, kernel_, is_large && is_aligned);
     for_share(s_.n, task, tasks, [&](int64_t i) {
       convolution.run(images.real(i), bias, relu, output(i));
       done(i);
@@ -347,10 +348,10 @@ void sum_gradients(ffi::ThreadPool pool, int64_t tasks, const Shape& s, const fl
   run_tasks(pool, tasks, [&](int64_t task) {
     float* sum = task ? others.data() + (task - 1) * size : total;
     std::memset(sum, 0, size * sizeof(float));
-    Images padded(s, images);
+    Images all(s, images);
     auto grads = make_grads();
     Gradients gradients(s, sum);
-    for_share(s.n, task, tasks, [&](int64_t i) { gradients.add(padded, i, grads[i]); });
+    for_share(s.n, task, tasks, [&](int64_t i) { gradients.add(all, i, grads[i]); });
     gradients.finish();
   });
   for (int64_t task = 1; task < tasks; ++task)
@@ -402,7 +403,7 @@ auto convolution(ffi::ThreadPool pool, int64_t tasks, Ints strides, Ints padding
     with_kernel(s, bfloat16, kernel, [&](const auto& ready) {
       run_tasks(pool, tasks, [&](int64_t task) {
         const auto output = [&](int64_t i) { return out + i * s.oh * s.ow * s.f; };
-        ready.convolve(task, tasks, Images(s, image), bias, relu, output, [](int64_t) {});
+        ready.convolve(task, tasks, Images(s, image), bias, relu, true, output, [](int64_t) {});
       });
     });
   };
@@ -477,7 +478,7 @@ auto pooled_convolution(ffi::ThreadPool pool_, int64_t tasks, Ints padding, Ints
           else
             pool<false>(p, whole.data(), out + at, nullptr);
         };
-        ready.convolve(task, tasks, Images(s, images), bias, true,
+        ready.convolve(task, tasks, Images(s, images), bias, true, false,
                        [&](int64_t) { return whole.data(); }, done);
       });
     });
@@ -520,8 +521,8 @@ auto pooled_image_gradient(ffi::ThreadPool pool, int64_t tasks, Ints padding, In
     with_kernel(s, bfloat16, kernel, [&](const auto& ready) {
       run_tasks(pool, tasks, [&](int64_t task) {
         const auto output = [&](int64_t i) { return image_grad + i * s.oh * s.ow * s.f; };
-        ready.convolve(task, tasks, Unpooled(s, p, grad, argmax), no_bias.data(), false, output,
-                       [](int64_t) {});
+        ready.convolve(task, tasks, Unpooled(s, p, grad, argmax), no_bias.data(), false, true,
+                       output, [](int64_t) {});
       });
     });
   };

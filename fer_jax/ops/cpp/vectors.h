@@ -107,15 +107,19 @@ inline Vector least_output(bool relu) {
   return Vector{} - (relu ? 0 : std::numeric_limits<float>::infinity());
 }
 
-// Writes an output that is at least so much; not a number stays so.
-inline void put_output(float* out, int64_t offset, const Vector& sum, const Vector& least) {
-  put_vector(out, offset, sum < least ? least : sum);
-}
+// A sum, or what it is to be at least; not a number stays so.
+inline Vector at_least(const Vector& sum, const Vector& least) { return sum < least ? least : sum; }
 
 // A convolution. h and w count the padding too; rows outside [top, bottom) are padding.
 struct Shape {
   int64_t n, h, w, c, oh, ow, f, kh, kw, stride_h, stride_w, top, bottom, left;
   int64_t real_w;
+};
+
+// Where an image's rows lie, without its padding.
+struct RealRows {
+  const float* first;
+  int64_t step;  // numbers from row to row
 };
 
 // sums[a][b] += short[a] * long[b], `count` times, each time a step further. Numbers are floats or

@@ -366,7 +366,7 @@ void inverse_transform_output(const Shape& s, int64_t features, Transformed<Floa
       sums.get(at, f, m);
       both_ways<M, M + 2>(m, result, Filtering<M>::output);
       for_pixels<M>(s, tile, [&](int i, int j, int64_t offset) {
-        put_output(out, offset + f, result[i][j] + vector_at(bias, f), least);
+        put_vector(out, offset + f, at_least(result[i][j] + vector_at(bias, f), least));
       });
     }
 }
