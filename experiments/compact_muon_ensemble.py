@@ -1,4 +1,4 @@
-"""The mean of what three seeds of `experiments/compact_muon_strong.py` predict. Nothing is trained.
+"""The mean of what five seeds of `experiments/compact_muon_strong.py` predict. Nothing is trained.
 
     uv run launch.py --config=experiments/compact_muon_ensemble.py
 
@@ -16,6 +16,6 @@ def get_config():
     config = default_config()
     config.experiment = "compact_muon_ensemble"
     config.model.name = "compact"
-    config.ensemble.members = tuple(_SEED.format(seed) for seed in range(3))
+    config.ensemble.members = tuple(_SEED.format(seed) for seed in range(5))
     config.eval.views = "shifts"
     return config
