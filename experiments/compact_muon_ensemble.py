@@ -2,8 +2,7 @@
 
     uv run launch.py --config=experiments/compact_muon_ensemble.py
 
-Its members are the records of these runs. On valid their mean is right more often than means in
-which the seeds of `experiments/compact.py` or the taught networks take part as well.
+Its members are the records of these runs, all there are.
 """
 
 from fer_jax.config import get_config as default_config
