@@ -214,7 +214,7 @@ class Images {
   const float* operator[](int64_t i) {
     const float* image = unpadded(i);
     if (!is_padded_) return image;
-    if (!padded_) padded_.emplace(s_);
+    if (!padded_) padded_ = std::make_unique<Padded>(s_);
     const int64_t row = s_.real_w * s_.c;
     for (int64_t y = 0; y < s_.bottom - s_.top; ++y, image += row)
       std::memcpy(padded_->row(y), image, row * sizeof(float));
@@ -225,7 +225,7 @@ class Images {
   const Shape& s_;
   const float* images_;
   bool is_padded_;
-  std::optional<Padded> padded_;
+  std::unique_ptr<Padded> padded_;
 };
 
 // The same for gradients of what was pooled: made from those of the pool's output.
