@@ -30,8 +30,8 @@ constexpr int64_t kTile = 16;          // rows of a register, and pairs or float
 constexpr int64_t kDepth = 2 * kTile;  // numbers of bfloat16 in a row: what one instruction sums over
 constexpr int64_t kSide = 2 * kTile;   // rows, and floats in a row, of a block of registers
 
-// A register is stored, needed or not, after so many steps of four products: after more than 32 the
-// next store takes as long as 60 products, whatever it stores. Measured on an Intel Xeon.
+// A register is stored, needed or not, after so many steps of four products: on the Xeon that this was
+// written on, the first store after more than 32 stalls, whatever it stores.
 constexpr int64_t kStepsToStore = 16;
 
 #if !defined(FER_JAX_AMX)
@@ -142,6 +142,9 @@ inline void multiply_tiles() {  // C += A B
 
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// How long the side of a block is that begins there: the last may be shorter.
+inline int64_t side_at(int64_t first, int64_t size) { return std::min(kSide, size - first); }
+
 // Sums of [A tiles, B tiles], at most 2 x 2, in registers 0 to 3.
 template <int A, int B>
 struct TileSums {
@@ -208,7 +211,7 @@ class TileKernel {
         pairs_(Aligned<Pair>::zeros(s.kh * s.kw * channels_ / 2 * s.f)) {
     for (int64_t tap = 0; tap < s.kh * s.kw; ++tap)
       for (int64_t x = 0; x < s.c * s.f; x += kLanes) {
-        const int64_t f = x % s.f, first = f / kSide * kSide, columns = width(first);
+        const int64_t f = x % s.f, first = f / kSide * kSide, columns = side_at(first, s.f);
         PairsOfRows::put(vector_at(kernel, tap * s.c * s.f + x), x / s.f, f - first, columns,
                          pairs_.data() + panel_at(first) + tap * channels_ / 2 * columns);
       }
@@ -218,7 +221,6 @@ class TileKernel {
   const Pair* panel(int64_t first) const { return pairs_.data() + panel_at(first); }
 
  private:
-  int64_t width(int64_t first) const { return std::min(kSide, s_.f - first); }
   int64_t panel_at(int64_t first) const { return s_.kh * s_.kw * channels_ / 2 * first; }
 
   Shape s_;
@@ -251,9 +253,9 @@ inline void settle_past_cache() {
 class TileConvolution {
  public:
   TileConvolution(const Shape& s, const TileKernel& kernel, bool past_cache)
-      : s_(s), kernel_(kernel), past_cache_(past_cache), sums_(2 * kTile * s.f),
+      : s_(s), kernel_(kernel), past_cache_(past_cache), sums_(kSide * s.f),
         // The last tiles of a row of output reach over the image's end.
-        image_(Aligned<uint16_t>::zeros((s.h * s.w + 2 * kTile * s.stride_w) * kernel.channels())) {}
+        image_(Aligned<uint16_t>::zeros((s.h * s.w + kSide * s.stride_w) * kernel.channels())) {}
 
   void run(const RealRows& image, const float* bias, bool relu, float* out) {
     const int64_t channels = kernel_.channels();
@@ -263,8 +265,8 @@ class TileConvolution {
     const Vector least = least_output(relu);
     for (int64_t y = 0; y < (in_one ? 1 : s_.oh); ++y) {
       int64_t x = 0, row_y = y;  // of an output: a row is as far from the next as one of images
-      for (int64_t p = 0; p < count; p += 2 * kTile) {
-        const int64_t rows = std::min(count - p, 2 * kTile);
+      for (int64_t p = 0; p < count; p += kSide) {
+        const int64_t rows = side_at(p, count);
         const int64_t first = y * s_.stride_h * s_.w + p * s_.stride_w;
         cover_with_tiles(rows, s_.f, Block{*this, image_.data() + first * channels});
         for (int64_t row = 0; row < rows; ++row) {
@@ -326,7 +328,7 @@ class TileConvolution {
   Shape s_;
   const TileKernel& kernel_;
   bool past_cache_;
-  AlignedBuffer sums_;  // [2 kTile, f]
+  AlignedBuffer sums_;  // [kSide, f]
   AlignedBuffer unused_{kTile * kTile};
   Aligned<uint16_t> image_;
 };
@@ -455,7 +457,7 @@ class TileGradients {
     for (int64_t f = 0; f < s.f; f += kTile)
       for (int64_t c = 0; c < s.c; c += kTile) {
         const int64_t a = f / kSide * kSide, b = c / kSide * kSide;
-        const int64_t height = std::min(kSide, s.f - a), width = std::min(kSide, s.c - b);
+        const int64_t height = side_at(a, s.f), width = side_at(b, s.c);
         const float* from = sums + block_at(s, a, b) + (f - a) * width + c - b;
         for (int64_t tap = 0; tap < s.kh * s.kw; ++tap, from += height * width) {
           for (int64_t i = 0; i < kTile; ++i)
@@ -476,7 +478,7 @@ class TileGradients {
   }
 
   static int64_t block_at(const Shape& s, int64_t a, int64_t b) {
-    return s.kh * s.kw * (a * s.c + std::min(kSide, s.f - a) * b);
+    return s.kh * s.kw * (a * s.c + side_at(a, s.f) * b);
   }
 
   struct Block {
@@ -507,7 +509,7 @@ class TileGradients {
     for (int64_t p = from; p < to; ++p) {
       const float *low = at_position(pixels_, p, image), *high = at_position(pixels_, p + 1, image);
       for (int64_t first = 0; first < s_.c; first += kSide) {
-        const int64_t width = std::min(kSide, s_.c - first);
+        const int64_t width = side_at(first, s_.c);
         Pair* pairs = image_panel(p % 2, first) + (at + p) / 2 * width;
         for (int64_t lane = 0; lane < width; lane += kLanes)
           put_vector(pairs, lane, pairs_of(low + first + lane, high + first + lane));
